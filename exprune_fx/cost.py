@@ -1,0 +1,191 @@
+"""FLOPs as sympy expressions in the graph's symbolic sizes and in the fractions of neurons that stay alive.
+
+Counted as the ExPrune paper counts (arXiv 2506.02210): 2 per multiply-add; per test of one neuron 1 (one comparison) or
+2n + 6 (statistics over n terms); biases, activations, pooling and norms not at all, neither dense nor staged.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import sympy
+import torch
+from torch import fx
+
+from exprune_fx.guards import Bound, Guard, HeadKind
+from exprune_fx.sites import Site
+
+aten = torch.ops.aten
+Expr = sympy.Expr
+
+
+def size_expr(size: int | torch.SymInt) -> Expr:
+    """A size as a sympy expression: an integer, or the symbol that the export gave it."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def elements_expr(node: fx.Node) -> Expr:
+    """The number of elements of a node's value."""
+    return reduce(operator.mul, (size_expr(size) for size in node.meta["val"].shape), sympy.Integer(1))
+
+
+def _shape(arg: object) -> tuple[Expr, ...]:
+    assert isinstance(arg, fx.Node)
+    return tuple(size_expr(size) for size in arg.meta["val"].shape)
+
+
+def _contraction(position: int) -> Callable[[fx.Node], Expr]:
+    """2 * outputs * the last size of one operand."""
+    return lambda node: 2 * elements_expr(node) * _shape(node.args[position])[-1]
+
+
+def _convolution(node: fx.Node) -> Expr:
+    return 2 * elements_expr(node) * math.prod(_shape(node.args[1])[1:])
+
+
+def _transposed(node: fx.Node) -> Expr:
+    """Every input element meets its group's output channels times the kernel."""
+    assert isinstance(node.args[0], fx.Node)
+    return 2 * elements_expr(node.args[0]) * math.prod(_shape(node.args[1])[1:])
+
+
+def _attention(node: fx.Node) -> Expr:
+    query, key, value = (_shape(arg) for arg in node.args[:3])
+    scores = math.prod(query[:-1]) * key[-2]
+    return 2 * scores * (query[-1] + value[-1])
+
+
+_FLOPS: dict[object, Callable[[fx.Node], Expr]] = {
+    aten.linear.default: _contraction(0),
+    aten.mm.default: _contraction(0),
+    aten.bmm.default: _contraction(0),
+    aten.matmul.default: _contraction(0),
+    aten.addmm.default: _contraction(1),
+    aten.baddbmm.default: _contraction(1),
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.conv1d.padding: _convolution,
+    aten.conv2d.padding: _convolution,
+    aten.conv3d.padding: _convolution,
+    aten.conv_transpose1d.default: _transposed,
+    aten.conv_transpose2d.input: _transposed,
+    aten.conv_transpose3d.input: _transposed,
+    aten.scaled_dot_product_attention.default: _attention,
+}
+
+
+def dense_flops(node: fx.Node) -> Expr:
+    """FLOPs of one dense node; zero for what is not a linear layer, convolution, matrix product or attention."""
+    rule = _FLOPS.get(node.target)
+    return rule(node) if rule else sympy.Integer(0)
+
+
+def model_flops(gm: fx.GraphModule) -> Expr:
+    """FLOPs of all dense nodes of a graph."""
+    return sum((dense_flops(node) for node in gm.graph.nodes), sympy.Integer(0))
+
+
+@dataclass(frozen=True)
+class SiteCost:
+    """FLOPs of one site.
+
+    Attributes:
+        dense: of the reduction (and of the gated branch) as it stands.
+        work: of head and tail when staged, in ``alive`` and ``gate_nonzero``.
+        overhead: of the tests, in ``alive``.
+        alive: one symbol per stage: the fraction of all neurons that go on after it.
+        gate_nonzero: the fraction of the activation that is not zero (a gated branch reads those rows only).
+    """
+
+    dense: Expr
+    work: Expr
+    overhead: Expr
+    alive: tuple[sympy.Symbol, ...]
+    gate_nonzero: sympy.Symbol
+
+    def at(self, alive: Sequence[float], gate_nonzero: float = 1.0) -> tuple[Expr, Expr]:
+        """Work and overhead at these fractions."""
+        values = {**dict(zip(self.alive, alive, strict=True)), self.gate_nonzero: gate_nonzero}
+        return self.work.subs(values), self.overhead.subs(values)
+
+
+def _norm_flops(gm_input: fx.Node, site: Site, pixels_out: Expr, seen: int) -> Expr:
+    """Two norms of the inputs: all of them (the rounding margin) and those not seen."""
+    features = sum((site.terms * site.block, (site.terms - seen) * site.block))
+    if site.geometry is None:
+        return 2 * pixels_out * features
+    pixels_in = elements_expr(gm_input) / _shape(gm_input)[1]
+    return 2 * pixels_in * features + 2 * pixels_out * math.prod(site.weight_shape[2:])
+
+
+def _prefix_work(site: Site, outputs: Expr, stages: Sequence[int], alive: Sequence[Expr]) -> Expr:
+    going = [sympy.Integer(1), *alive]
+    ends = [0, *stages, site.terms]
+    terms = sum(share * (last - first) for share, first, last in zip(going, ends, ends[1:], strict=True))
+    return 2 * site.elements_per_term * outputs * terms
+
+
+def _principal_work(node: fx.Node, site: Site, outputs: Expr, rank: int, alive: Expr) -> Expr:
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    down = 2 * rank * elements_expr(value)
+    up = 2 * rank * math.prod(site.weight_shape[2:]) * outputs
+    return down + up + alive * 2 * site.elements * outputs
+
+
+def site_cost(
+    gm: fx.GraphModule,
+    site: Site,
+    head: HeadKind,
+    stages: Sequence[int],
+    guard: Guard,
+    reduction: fx.Node | None = None,
+) -> SiteCost:
+    """What a site costs dense and staged.
+
+    Args:
+        gm: the normalised, not yet staged graph (its shapes are read).
+        site: a site of that graph.
+        head: what the guard looks at.
+        stages: terms seen at each test, or the rank.
+        guard: the stop rule.
+        reduction: the site's node, if it is at hand.
+    """
+    node = reduction or next(n for n in gm.graph.nodes if n.name == site.node)
+    outputs = elements_expr(node)
+    pixels = outputs / site.out_features
+    alive = tuple(sympy.Symbol(f"alive_{i}", nonnegative=True) for i in range(1, len(stages) + 1))
+    nonzero = sympy.Symbol("gate_nonzero", nonnegative=True)
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    if head == "prefix":
+        work = _prefix_work(site, outputs, stages, alive)
+    else:
+        work = _principal_work(node, site, outputs, stages[0], alive[0])
+    overhead: Expr = sympy.Integer(0)
+    previous = 0
+    for share, seen in zip([sympy.Integer(1), *alive], stages, strict=False):
+        terms_new = seen - previous if head == "prefix" else seen
+        overhead += share * outputs * guard.test_flops(terms_new)
+        if isinstance(guard, Bound):
+            overhead += _norm_flops(value, site, pixels, seen if head == "prefix" else 0)
+        previous = seen
+    dense = dense_flops(node)
+    if site.gated is not None:
+        branch = dense_flops(next(n for n in gm.graph.nodes if n.name == site.gated.node))
+        dense, work = dense + branch, work + nonzero * branch
+    return SiteCost(dense, work, overhead, alive, nonzero)
+
+
+def evaluate(expression: Expr, sizes: Mapping[Expr, int]) -> float:
+    """An expression's value at concrete sizes.
+
+    Raises:
+        TypeError: a size that the expression needs is not given.
+    """
+    return float(expression.subs(sizes))
