@@ -14,13 +14,13 @@ from functools import reduce
 
 import sympy
 import torch
+from sympy import Expr
 from torch import fx
 
 from exprune_fx.guards import Bound, Guard, HeadKind
 from exprune_fx.sites import Site
 
 aten = torch.ops.aten
-Expr = sympy.Expr
 
 
 def size_expr(size: int | torch.SymInt) -> Expr:

@@ -40,7 +40,8 @@ def _channels(x: Tensor, groups: int, start: int, stop: int) -> Tensor:
     """Channels ``start:stop`` of every one of the groups: [N, G*C, *space] -> [N, G*(stop-start), *space]."""
     if groups == 1:
         return x[:, start:stop]
-    return x.unflatten(1, (groups, -1))[:, :, start:stop].flatten(1, 2)
+    grouped: Tensor = x.unflatten(1, (groups, -1))
+    return grouped[:, :, start:stop].flatten(1, 2)
 
 
 def partial_linear(x: Tensor, weight: Tensor, start: int, stop: int, partial: Tensor | None = None) -> Tensor:

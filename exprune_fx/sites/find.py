@@ -168,7 +168,7 @@ def _symmetric_padding(padding: object, kernel: tuple[int, ...], dilation: tuple
 
 def _per_dim(value: object, dims: int) -> tuple[int, ...]:
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return tuple(int(n) for n in (numbers * dims if len(numbers) == 1 else numbers))  # type: ignore[call-overload]
+    return tuple(int(n) for n in (numbers * dims if len(numbers) == 1 else numbers))
 
 
 def conv_geometry(node: fx.Node) -> ConvGeometry | None:
