@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from exprune_fx.errors import DataError
 from exprune_fx.zoo.data import load_raw, normalise
 from exprune_fx.zoo.evaluate import accuracy
 from exprune_fx.zoo.models import resnet_fashion, vgg_fashion
@@ -117,14 +118,22 @@ def train(
 
     Returns:
         The model, in eval mode, in PyTorch's default memory format.
+
+    Raises:
+        DataError: there is no epoch, or fewer images than a batch.
     """
+    steps = recipe.epochs * (len(images) // recipe.batch_size)
+    if steps < 1:
+        raise DataError(
+            f"{recipe.epochs} epochs of {len(images)} images in batches of {recipe.batch_size} make no training step",
+            hint="give at least one epoch and at least one batch of images",
+        )
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     model = factory().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.peak_lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
-    steps = recipe.epochs * (len(images) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps, pct_start=0.25)
     step = 0
     for _ in range(recipe.epochs):

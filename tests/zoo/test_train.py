@@ -52,6 +52,12 @@ def test_loss_falls_on_a_tiny_set() -> None:
     assert all(p.is_contiguous() for p in model.parameters())
 
 
+@pytest.mark.parametrize(("epochs", "batch_size"), [(0, 8), (1, 65)])
+def test_training_without_a_step_is_refused(epochs: int, batch_size: int) -> None:
+    with pytest.raises(DataError, match="make no training step"):
+        train(vgg_fashion, *striped(64), Recipe(epochs=epochs, batch_size=batch_size))
+
+
 def test_augment_shifts_and_mirrors_and_nothing_else() -> None:
     image = torch.zeros(28, 28, dtype=torch.uint8)
     image[10, 5] = 200  # one bright pixel, well inside: it can move, but not leave
