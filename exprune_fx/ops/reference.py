@@ -274,17 +274,21 @@ def input_norm_conv(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    groups: int,
+    outputs_per_group: int,
     start: int,
     stop: int,
 ) -> Tensor:
-    """Euclidean norm of each output pixel's receptive field in channels ``start:stop``.
+    """Euclidean norm of each output pixel's receptive field in channels ``start:stop`` (of each group).
 
-    A box sum of the per-pixel squared channel norms: [N, C, *space] -> [N, 1, *space'].
+    A box sum of the per-pixel squared channel norms: [N, groups*K, *space] -> [N, 1, *space'] for one group, else
+    [N, groups*outputs_per_group, *space'].
     """
-    field = _wide(x[:, start:stop])
-    field = (field * field).sum(1, keepdim=True)
-    box = torch.ones([1, 1, *kernel], dtype=field.dtype, device=field.device)
-    return _convolve(field, box, stride, padding, dilation, 1).clamp_min(0.0).sqrt()
+    field = _wide(_channels(x, groups, start, stop))
+    field = (field * field).unflatten(1, (groups, stop - start)).sum(2)
+    box = torch.ones([groups, 1, *kernel], dtype=field.dtype, device=field.device)
+    norm = _convolve(field, box, stride, padding, dilation, groups).clamp_min(0.0).sqrt()
+    return norm if groups == 1 else norm.repeat_interleave(outputs_per_group, dim=1)
 
 
 def _activate(z: Tensor, activation: str) -> Tensor:

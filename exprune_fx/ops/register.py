@@ -39,7 +39,9 @@ _SCHEMAS: dict[Callable[..., Tensor], str] = {
         "Tensor input_norm, int elements)"
     ),
     reference.input_norm_linear: "(Tensor x, int start, int stop)",
-    reference.input_norm_conv: f"(Tensor x, int[] kernel, {_GEOMETRY}, int start, int stop)",
+    reference.input_norm_conv: (
+        f"(Tensor x, int[] kernel, {_GEOMETRY}, int groups, int outputs_per_group, int start, int stop)"
+    ),
     reference.finish_linear_relu: (
         "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? partial, Tensor stopped, int start, "
         "str activation)"

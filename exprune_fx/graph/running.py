@@ -1,0 +1,62 @@
+"""What interpreters of captured graphs share: batches, flat inputs, and the values of symbolic sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+import torch.fx._pytree as fx_pytree
+from torch import fx
+
+from exprune_fx.errors import CaptureError
+
+
+def as_call(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as ``(args, kwargs)``: a tuple of positional arguments, or a pair of a tuple and a dict.
+
+    Raises:
+        CaptureError: it is neither.
+    """
+    if isinstance(batch, list):
+        batch = tuple(batch)  # what a DataLoader makes of a tuple
+    if not isinstance(batch, tuple):
+        raise CaptureError(
+            f"a batch is a {type(batch).__name__}", hint="give tuples of positional arguments, or pairs (args, kwargs)"
+        )
+    if len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], Mapping):
+        return batch[0], dict(batch[1])
+    return batch, {}
+
+
+def flat_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """One value for each placeholder, in order.
+
+    Raises:
+        CaptureError: the inputs' structure is not the captured one.
+    """
+    in_spec = gm.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined] # the dialect's code generator
+    try:
+        ordered = {name: kwargs[name] for name in in_spec.child(1).context}
+        return list(fx_pytree.tree_flatten_spec((list(args), ordered), in_spec))
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise CaptureError(
+            f"a batch has another structure than the captured example: {type(error).__name__}: {error}",
+            hint="give batches of the arguments that the model was captured with",
+        ) from error
+
+
+def symbol_values(gm: fx.GraphModule, flat: list[Any]) -> dict[sympy.Expr, int]:
+    """The value of every symbolic size that stands alone as a size of an input."""
+    values: dict[sympy.Expr, int] = {}
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    for node, value in zip(placeholders, flat, strict=True):
+        fake = node.meta.get("val")
+        if isinstance(fake, torch.Tensor) and isinstance(value, torch.Tensor):
+            for size, actual in zip(fake.shape, value.shape, strict=True):
+                if isinstance(size, torch.SymInt):
+                    values[size.node.expr] = int(actual)
+        elif isinstance(fake, torch.SymInt):
+            values[fake.node.expr] = int(value)
+    return values

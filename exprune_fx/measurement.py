@@ -1,0 +1,176 @@
+"""Counts what a staged graph really did on given inputs, by interpreting it: the graph that users run pays nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from exprune_fx.cost import SiteCost, evaluate, model_flops, site_cost
+from exprune_fx.errors import CalibrationError, PlanError
+from exprune_fx.graph.running import as_call, flat_inputs, symbol_values
+from exprune_fx.pipeline import StagedRecord, record_of
+from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
+
+
+@dataclass(frozen=True)
+class SiteMeasurement:
+    """What one staged site did.
+
+    Attributes:
+        name: the site.
+        alive_fraction: share of neurons that went on, after each stage.
+        flops_dense: of the dense site, over all inputs.
+        flops_staged: of head and tail, without the tests.
+        flops_overhead: of the tests.
+    """
+
+    name: str
+    alive_fraction: tuple[float, ...]
+    flops_dense: float
+    flops_staged: float
+    flops_overhead: float
+
+    @property
+    def stopped_fraction(self) -> float:
+        """Share of neurons that were stopped by any stage."""
+        return 1.0 - self.alive_fraction[-1]
+
+    @property
+    def fraction_removed(self) -> float:
+        """Share of the site's dense FLOPs saved, overhead counted; negative where staging costs more."""
+        return 1.0 - (self.flops_staged + self.flops_overhead) / self.flops_dense if self.flops_dense else 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a staged graph did on some examples.
+
+    Attributes:
+        examples: how many (the first size of each batch's first tensor).
+        flops_dense: of the whole dense model, over all examples.
+        flops_staged: of the whole staged model without the tests.
+        flops_overhead: of the tests.
+        sites: one entry for each staged site.
+    """
+
+    examples: int
+    flops_dense: float
+    flops_staged: float
+    flops_overhead: float
+    sites: tuple[SiteMeasurement, ...] = field(default_factory=tuple)
+
+    @property
+    def fraction_removed(self) -> float:
+        """Share of all FLOPs saved, overhead counted."""
+        return 1.0 - (self.flops_staged + self.flops_overhead) / self.flops_dense if self.flops_dense else 0.0
+
+    @property
+    def alive_fraction(self) -> dict[str, float]:
+        """Share of neurons that no stage stopped, by site."""
+        return {site.name: site.alive_fraction[-1] for site in self.sites}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, derived fractions included."""
+        data = asdict(self)
+        data["fraction_removed"] = self.fraction_removed
+        for entry, site in zip(data["sites"], self.sites, strict=True):
+            entry["alive_fraction"] = list(site.alive_fraction)
+            entry["fraction_removed"] = site.fraction_removed
+        return data
+
+
+class _Counter(fx.Interpreter):
+    """Runs a staged graph once and counts who stopped where."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.stopped: dict[tuple[str, int], tuple[int, int]] = {}
+        self.nonzero: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs the node, and counts if a stage or a site ends here."""
+        value = super().run_node(n)
+        role = n.meta.get(ROLE_KEY)
+        if role == "stopped":
+            self.stopped[n.meta[SITE_KEY], n.meta[STAGE_KEY]] = int(value.sum()), value.numel()
+        elif role == "finish":
+            self.nonzero[n.meta[SITE_KEY]] = float(torch.count_nonzero(value)) / max(value.numel(), 1)
+        return value
+
+
+@dataclass
+class _Tally:
+    """Sums for one site over batches."""
+
+    alive: list[float]
+    neurons: float = 0.0
+    dense: float = 0.0
+    staged: float = 0.0
+    overhead: float = 0.0
+
+    def add(self, cost: SiteCost, counter: _Counter, name: str, sizes: dict[sympy.Expr, int]) -> None:
+        """Adds one batch: counts, and the cost at this batch's own sizes and fractions."""
+        neurons = counter.stopped[name, 0][1]
+        going = [neurons - counter.stopped[name, stage][0] for stage in range(len(self.alive))]
+        work, overhead = cost.at([count / max(neurons, 1) for count in going], counter.nonzero[name])
+        self.alive = [old + new for old, new in zip(self.alive, going, strict=True)]
+        self.neurons += neurons
+        self.dense += evaluate(cost.dense, sizes)
+        self.staged += evaluate(work, sizes)
+        self.overhead += evaluate(overhead, sizes)
+
+    def result(self, name: str) -> SiteMeasurement:
+        """The sums as fractions."""
+        alive = tuple(count / max(self.neurons, 1) for count in self.alive)
+        return SiteMeasurement(name, alive, self.dense, self.staged, self.overhead)
+
+
+def _site_costs(record: StagedRecord) -> dict[str, SiteCost]:
+    sites = {site.name: site for site in record.sites}
+    costs = {}
+    for entry in record.plan.staged:
+        assert entry.guard is not None
+        assert entry.head != "dense"
+        costs[entry.site] = site_cost(record.dense, sites[entry.site], entry.head, entry.stages, entry.guard)
+    return costs
+
+
+def measure(staged: fx.GraphModule, batches: Iterable[object]) -> Measurement:
+    """Counts FLOPs and stopped neurons of a staged graph on inputs.
+
+    Args:
+        staged: what ``transform`` returned.
+        batches: tuples of positional arguments, or pairs ``(args, kwargs)``.
+
+    Raises:
+        PlanError: the graph was not made by ``transform``.
+        CalibrationError: there are no batches.
+    """
+    record = record_of(staged)
+    if record is None:
+        raise PlanError("this graph was not made by transform", hint="measure(transform(gm, plan), batches)")
+    costs = _site_costs(record)
+    tallies = {name: _Tally([0.0] * len(cost.alive)) for name, cost in costs.items()}
+    total_expr = model_flops(record.dense)
+    examples, total = 0, 0.0
+    for batch in batches:
+        args, kwargs = as_call(batch)
+        flat = flat_inputs(staged, args, kwargs)
+        sizes = symbol_values(staged, flat)
+        counter = _Counter(staged)
+        with torch.no_grad():
+            counter.run(*flat, enable_io_processing=False)
+        for name, tally in tallies.items():
+            tally.add(costs[name], counter, name, sizes)
+        total += evaluate(total_expr, sizes)
+        examples += next((len(value) for value in flat if isinstance(value, torch.Tensor) and value.dim()), 0)
+    if examples == 0:
+        raise CalibrationError("there are no batches to measure on", hint="give at least one batch")
+    sites = tuple(tally.result(name) for name, tally in tallies.items())
+    saved = sum(site.flops_dense - site.flops_staged for site in sites)
+    return Measurement(examples, total, total - saved, sum(site.flops_overhead for site in sites), sites)
