@@ -8,11 +8,13 @@ from torch import Tensor
 
 def principal_up(weight: Tensor, lift: Tensor) -> Tensor:
     """``weight @ lift`` over the input axis: [out, K, *kernel] x [K, r] -> [out, r, *kernel]."""
-    return torch.einsum("ok...,kr->or...", weight, lift.to(weight.dtype))
+    up: Tensor = torch.einsum("ok...,kr->or...", weight, lift.to(weight.dtype))
+    return up
 
 
 def _norm_per_output(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight.flatten(1).double(), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(weight.flatten(1).double(), dim=1)
+    return norm
 
 
 def weight_norm(weight: Tensor) -> Tensor:
@@ -34,4 +36,5 @@ def principal_rest_norm(weight: Tensor, down: Tensor, up: Tensor, input_nonnegat
 
 def principal_margin_norm(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """A norm that bounds the rounding of a principal head and of the sum it estimates: |w| + |up| |down|_F. [out]."""
-    return _norm_per_output(weight) + _norm_per_output(up) * torch.linalg.matrix_norm(down.double())
+    down_norm: Tensor = torch.linalg.matrix_norm(down.double())
+    return _norm_per_output(weight) + _norm_per_output(up) * down_norm

@@ -9,11 +9,13 @@ terms, the guard looks at that sum, the tail finishes what survived:
     y       = finish_linear_relu(x, weight, bias, residual, partial, stopped, k, "relu")
 
 Everything here computes densely and masks: it is exact and differentiable, and saves nothing. Sums are at least
-float32: half-precision inputs are accumulated by the library in float32 and compared in float32.
+float32: half-precision operands are widened before they are multiplied, since a sum that was rounded to half precision
+on the way would decide otherwise, and no float32 margin would cover that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,7 +59,7 @@ def partial_linear(x: Tensor, weight: Tensor, start: int, stop: int, partial: Te
     Returns:
         [..., out], at least float32.
     """
-    total = _wide(F.linear(x[..., start:stop], weight[:, start:stop]))
+    total = F.linear(_wide(x[..., start:stop]), _wide(weight[:, start:stop]))
     return total if partial is None else partial + total
 
 
@@ -113,8 +115,9 @@ def partial_conv(
     Returns:
         [N, out, *space'], at least float32.
     """
-    part = _convolve(_channels(x, groups, start, stop), weight[:, start:stop], stride, padding, dilation, groups)
-    return _wide(part) if partial is None else partial + _wide(part)
+    channels, kernels = _wide(_channels(x, groups, start, stop)), _wide(weight[:, start:stop])
+    part = _convolve(channels, kernels, stride, padding, dilation, groups)
+    return part if partial is None else partial + part
 
 
 def squares_conv(
@@ -159,7 +162,7 @@ def principal_linear(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     Returns:
         [..., out], at least float32.
     """
-    return _wide(F.linear(F.linear(x, down), up))
+    return F.linear(F.linear(_wide(x), _wide(down)), _wide(up))
 
 
 def principal_conv(
@@ -180,9 +183,9 @@ def principal_conv(
     """
     spatial = up.dim() - 2
     ones, zeros = [1] * spatial, [0] * spatial
-    pointwise = down.reshape(down.shape[0], down.shape[1], *ones)
-    inner = _convolve(x, pointwise, ones, zeros, ones, 1)
-    return _wide(_convolve(inner, up, stride, padding, dilation, 1))
+    pointwise = _wide(down).reshape(down.shape[0], down.shape[1], *ones)
+    inner = _convolve(_wide(x), pointwise, ones, zeros, ones, 1)
+    return _convolve(inner, _wide(up), stride, padding, dilation, 1)
 
 
 def constant_term(bias: Tensor | None, residual: Tensor | None, spatial_dims: int) -> Tensor:
@@ -254,12 +257,14 @@ def guard_bound(
     """``S + c + |w_rest|*|x_rest| + margin < 0``: by Cauchy-Schwarz the rest cannot bring the sum above zero.
 
     ``margin`` covers rounding: a float sum of m products errs by at most about ``m*eps*sum|w_i*x_i|``, which the norms
-    of the whole vectors bound. ``elements`` is m; weight norms are [out] (or [out, 1, 1]), input norms broadcast.
+    of the whole vectors bound. Squares below the smallest normal number are lost from an input norm: both get back what
+    m of them could have been. ``elements`` is m; weight norms are [out] (or [out, 1, 1]), input norms broadcast.
     """
     known = _plus(partial, constant)
-    eps = torch.finfo(known.dtype).eps
-    scale = weight_norm * input_norm + (0.0 if constant is None else constant.abs())
-    return known + rest_weight_norm * rest_input_norm + (2 * elements * eps) * scale < 0
+    limits = torch.finfo(known.dtype)
+    lost = math.sqrt(elements * limits.tiny)
+    scale = weight_norm * (input_norm + lost) + (0.0 if constant is None else constant.abs())
+    return known + rest_weight_norm * (rest_input_norm + lost) + (2 * elements * limits.eps) * scale < 0
 
 
 def input_norm_linear(x: Tensor, start: int, stop: int) -> Tensor:
