@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from exprune_fx.errors import CaptureError
-from exprune_fx.graph.edits import ALIASES_KEY, CONSTANTS_KEY, assemble, is_call
+from exprune_fx.graph._module import ALIASES_KEY, CONSTANTS_KEY, assemble
 
 _aten = torch.ops.aten
 _KEPT_META = ("val", "nn_module_stack", "stack_trace", "custom")
@@ -38,6 +38,7 @@ def to_dialect(graph: fx.Graph, tensors: Mapping[str, Tensor], constants: Collec
     for node in reversed(list(graph.nodes)):
         if node.op in ("call_function", "get_attr") and not node.users:
             graph.erase_node(node)
+    graph._tracer_cls = None  # torch.export's tracer cannot be made anew, which unpickling would try
     used = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
     meta = {
         CONSTANTS_KEY: frozenset(used & set(constants)),
@@ -102,9 +103,9 @@ def _drop_asserts(graph: fx.Graph) -> None:
 def _restore_batch_norm(graph: fx.Graph) -> None:
     """``_native_batch_norm_legit_no_training(...)[0]`` -> ``batch_norm(..., training=False, ...)``."""
     for node in list(graph.nodes):
-        if not is_call(node, _aten._native_batch_norm_legit_no_training.default):
+        if node.target is not _aten._native_batch_norm_legit_no_training.default:
             continue
-        if not all(is_call(user, operator.getitem) and (user.args[1] == 0 or not user.users) for user in node.users):
+        if not all(u.target is operator.getitem and (u.args[1] == 0 or not u.users) for u in node.users):
             continue
         x, weight, bias, mean, var, momentum, eps = node.args
         for user in list(node.users):
@@ -112,9 +113,8 @@ def _restore_batch_norm(graph: fx.Graph) -> None:
                 graph.erase_node(user)
                 continue
             with graph.inserting_before(node):
-                whole = graph.call_function(
-                    _aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
-                )
+                args = (x, weight, bias, mean, var, False, momentum, eps, False)
+                whole = graph.create_node("call_function", _aten.batch_norm.default, args, name="batch_norm")
             whole.meta = dict(user.meta)
             user.replace_all_uses_with(whole)
             graph.erase_node(user)

@@ -12,6 +12,7 @@ import sympy
 import torch
 import torch.fx._pytree as fx_pytree
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import CaptureError
@@ -104,12 +105,8 @@ class InputCheck:
         return InputCheck(leaves, known, tuple(guards))
 
     def attach(self, gm: fx.GraphModule) -> None:
-        """Hangs the check on `gm`, and on deep copies of it (which lose hooks otherwise)."""
+        """Hangs the check on `gm`."""
         gm.register_forward_pre_hook(self, with_kwargs=True)
-        gm._register_deepcopy_hook(self.attach)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> InputCheck:
-        return self
 
     def __call__(self, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Checks one call's inputs.
@@ -130,7 +127,7 @@ class InputCheck:
             raise CaptureError(
                 f"the inputs {describe_inputs(args, kwargs)} have another structure than the example's: {error}"
             ) from error
-        names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
+        names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
         problem = self._problem(names, flat) or self._guard_problem(bound)
         if problem:
             raise CaptureError(f"{problem}; got {describe_inputs(args, kwargs)}", hint=_HINT_SHAPE)
@@ -178,13 +175,7 @@ class _Bound(dict[str, Any]):
         return [value for key, value in self.items() if key.rpartition("_")[0] == name]
 
 
-def _guard_namespace() -> dict[str, Any]:
-    from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
-
-    return {**SYMPY_INTERP, "math": math, "torch": torch}
-
-
-_GUARD_NAMESPACE = _guard_namespace()
+_GUARD_NAMESPACE: dict[str, Any] = {**SYMPY_INTERP, "math": math, "torch": torch}
 
 
 def _expected(value: object) -> tuple[str, Any]:

@@ -66,11 +66,15 @@ def capture(
             f"cannot capture {_type_name(model)}",
             hint="pass an nn.Module, an fx.GraphModule or a torch.export.ExportedProgram",
         )
-    return _from_program(program, given_inputs=isinstance(model, ExportedProgram) and bool(args or kwargs), inputs=(args, kwargs))
+    return _from_program(
+        program, given_inputs=isinstance(model, ExportedProgram) and bool(args or kwargs), inputs=(args, kwargs)
+    )
 
 
 def _type_name(value: object) -> str:
-    return f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else f"a {type(value).__name__}"
+    return (
+        f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else f"a {type(value).__name__}"
+    )
 
 
 @contextlib.contextmanager
@@ -100,7 +104,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except ExpruneError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the model's forward or torch.export raises becomes the cause
+    except Exception as error:  # whatever the forward or torch.export raises is chained
         name = type(error).__name__
         raise CaptureError(
             f"{type(model).__name__} could not be exported with {describe_inputs(args, kwargs)}: "
@@ -117,9 +121,9 @@ def _first_lines(error: BaseException, limit: int = 400) -> str:
 def _hint(name: str, text: str) -> str:
     if "DataDependent" in name or "data-dependent" in text.lower():
         return "the model takes a size or a branch from the values of a tensor; compute it outside the model"
-    if "onstraint" in text and "violated" in text or "dynamic_shapes" in text or "dynamic shape" in text:
+    if ("onstraint" in text and "violated" in text) or "dynamic_shapes" in text or "dynamic shape" in text:
         return "make dynamic_shapes agree with what the model needs (Dim.AUTO lets torch.export decide)"
-    if "register_dataclass" in text or "Unsupported output type" in text or "unsupported output type" in text:
+    if "register a pytree" in text or "register_dataclass" in text:
         return "register the output class: torch.export.register_dataclass(cls), or return a tuple or dict"
     return "check that model(*args, **kwargs) works in eval mode; the cause is chained below"
 
@@ -146,7 +150,7 @@ def _from_program(program: ExportedProgram, *, given_inputs: bool, inputs: tuple
     try:
         with _known_warnings():
             program = program.run_decompositions({})
-    except Exception as error:  # noqa: BLE001 - torch gives no narrower type
+    except Exception as error:  # torch gives no narrower type
         raise CaptureError(f"torch.export could not functionalise the graph: {_first_lines(error)}") from error
     _refuse_mutation(program)
     with _known_warnings():
@@ -160,7 +164,11 @@ def _from_program(program: ExportedProgram, *, given_inputs: bool, inputs: tuple
 
 
 def _refuse_mutation(program: ExportedProgram) -> None:
-    mutations = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None))
+    mutations = (
+        OutputKind.BUFFER_MUTATION,
+        OutputKind.USER_INPUT_MUTATION,
+        getattr(OutputKind, "PARAMETER_MUTATION", None),
+    )
     for spec in program.graph_signature.output_specs:
         if spec.kind in mutations:
             raise CaptureError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,70 +11,29 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import Argument, Node, Target, map_arg
 
 from exprune_fx.errors import ExpruneError
-from exprune_fx.graph._inputs import InputCheck
+from exprune_fx.graph._module import ALIASES_KEY, CONSTANTS_KEY, copy_graph_module, tensor_at, tensor_names
 
-CONSTANTS_KEY = "exprune_constants"
-ALIASES_KEY = "exprune_aliases"
-
-
-def tensor_at(module: nn.Module, name: str) -> Tensor:
-    """The parameter, buffer or constant that `module` holds under a dotted name.
-
-    Raises:
-        ExpruneError: there is nothing under that name, or it is not a tensor.
-    """
-    value: object = module
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    if not isinstance(value, Tensor):
-        raise ExpruneError(f"{name!r} holds {type(value).__name__}, not a tensor", hint="name a parameter or buffer")
-    return value
-
-
-def assemble(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], constants: Collection[str], meta: Mapping[str, Any]
-) -> fx.GraphModule:
-    """A GraphModule in eval mode that owns a fresh module tree around `graph` and shares the given tensor objects.
-
-    Args:
-        graph: the graph, with its pytree code generator.
-        tensors: one tensor for every get_attr target.
-        constants: the targets that become non-persistent buffers.
-        meta: what to put into the module's ``meta``.
-    """
-    root = {str(n.target): tensors[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
-    gm = fx.GraphModule(root, graph)
-    for name in constants:
-        if name in root:
-            prefix, _, field = name.rpartition(".")
-            gm.get_submodule(prefix)._non_persistent_buffers_set.add(field)
-    gm.meta.update(meta)
-    return gm.eval()
-
-
-def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose graph and module tree are its own; tensors are shared, all metadata and the input check are kept."""
-    graph = fx.Graph()
-    nodes: dict[Node, Node] = {}
-    for node in gm.graph.nodes:  # Graph.graph_copy would leave out the output node's metadata
-        nodes[node] = graph.node_copy(node, nodes.__getitem__)
-    # A shallow copy on purpose: the specs are immutable, and deep-copying a LeafSpec warns.
-    graph.set_codegen(copy.copy(gm.graph._codegen))
-    tensors = {name: tensor_at(gm, name) for name in tensor_names(gm)}
-    result = assemble(graph, tensors, gm.meta.get(CONSTANTS_KEY, ()), gm.meta)
-    check = InputCheck.of(gm)
-    if check is not None:
-        check.attach(result)
-    return result
-
-
-def tensor_names(gm: fx.GraphModule) -> tuple[str, ...]:
-    """The get_attr targets, in the order of the graph, each once."""
-    return tuple(dict.fromkeys(str(n.target) for n in gm.graph.nodes if n.op == "get_attr"))
+__all__ = [
+    "ALIASES_KEY",
+    "CONSTANTS_KEY",
+    "copy_graph_module",
+    "fake_mode_of",
+    "fresh_name",
+    "insert_call",
+    "is_call",
+    "recompile",
+    "remove_dead",
+    "replace_node",
+    "run_fake",
+    "set_args",
+    "set_tensor",
+    "tensor_at",
+    "tensor_names",
+]
 
 
 def remove_dead(gm: fx.GraphModule) -> int:
-    """Removes what no output needs (placeholders stay) and the tensors nobody reads; returns the number of nodes removed."""
+    """Removes what no output needs (not placeholders) and tensors that nobody reads; returns how many nodes went."""
     removed = 0
     for node in reversed(list(gm.graph.nodes)):
         if node.op in ("call_function", "get_attr") and not node.users:
@@ -176,7 +134,9 @@ def insert_call(
     return node
 
 
-def set_args(node: Node, args: tuple[Argument, ...], kwargs: dict[str, Argument] | None = None, *, made_by: str) -> None:
+def set_args(
+    node: Node, args: tuple[Argument, ...], kwargs: dict[str, Argument] | None = None, *, made_by: str
+) -> None:
     """Gives a node other arguments (same result shape), and notes which pass did so."""
     node.args = args
     node.kwargs = node.kwargs if kwargs is None else kwargs
