@@ -92,7 +92,8 @@ def analyse(gm: fx.GraphModule) -> Analysis:
                 _pin_output(state, source)
         elif node.op != "get_attr":
             raise SymmetryError(
-                f"node {node.name} is a {node.op}, which the dialect does not have", hint="bring the model in by capture()"
+                f"node {node.name} is a {node.op}, which the dialect does not have",
+                hint="bring the model in by capture()",
             )
     return Analysis(state.unifier, state.axes, parameters, shapes, state, fingerprint(gm))
 
@@ -196,6 +197,7 @@ def _check(state: State, node: fx.Node, result: Any, value: Any) -> None:
     sizes = [state.unifier.size(layout) for layout in result]
     if len(sizes) != value.dim() or any(a != as_size(b) for a, b in zip(sizes, value.shape, strict=True)):
         raise SymmetryError(
-            f"the symmetry rule of {node.target} gives sizes {sizes} for node {node.name}, which has {tuple(value.shape)}",
+            f"the symmetry rule of {node.target} gives sizes {sizes} for node {node.name}, which has shape "
+            f"{tuple(value.shape)}",
             hint="report this as a bug of the rule",
         )

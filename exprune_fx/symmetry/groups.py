@@ -154,7 +154,8 @@ class GroupElement:
         """The element that does `other` first and then this one."""
         if self.group != other.group or self.images.shape != other.images.shape:
             raise SymmetryError(
-                f"elements of {self.group} {tuple(self.images.shape)} and {other.group} {tuple(other.images.shape)} do not compose",
+                f"elements of {self.group} {tuple(self.images.shape)} and of {other.group} {tuple(other.images.shape)} "
+                "do not compose",
                 hint="compose elements of one group",
             )
         return GroupElement(self.group, torch.gather(self.images, 1, other.images))
@@ -199,11 +200,11 @@ class SymmetryGroup:
     @property
     def order(self) -> int:
         """Number of elements: (size!) ** repeats, 1 where the group is pinned."""
-        return int(math.factorial(self.size)) ** self.repeats if self.free else 1
+        return math.factorial(self.size) ** self.repeats if self.free else 1
 
     @cached_property
     def permutation_group(self) -> PermutationGroup:
-        """The group on `repeats * size` points, by generators: a swap and a cycle for every index (none where pinned)."""
+        """The group on `repeats * size` points, by generators: a swap and a cycle per index (none where pinned)."""
         points = self.repeats * self.size
         generators = [Permutation(list(range(points)))]
         if self.free and self.size > 1:
@@ -232,7 +233,9 @@ class SymmetryGroup:
             SymmetryError: the group is pinned, the element is of another group, or `gm` is another graph.
         """
         if not self.free:
-            raise SymmetryError(f"group {self.name} is pinned: it {self.reason}", hint="apply elements of free groups only")
+            raise SymmetryError(
+                f"group {self.name} is pinned: it {self.reason}", hint="apply elements of free groups only"
+            )
         images = element.images
         if element.group != self.name or tuple(images.shape) != (self.repeats, self.size):
             raise SymmetryError(
@@ -242,7 +245,8 @@ class SymmetryGroup:
             )
         if fingerprint(gm) != self.graph:
             raise SymmetryError(
-                f"group {self.name} was found in another graph than the one given", hint="call symmetries() on this graph"
+                f"group {self.name} was found in another graph than the one given",
+                hint="call symmetries() on this graph",
             )
         inverse = element.inverse().images.numpy()
         for target in dict.fromkeys(member.target for member in self.members):

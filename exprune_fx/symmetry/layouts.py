@@ -1,9 +1,9 @@
 """Sizes and layouts: how the positions along one axis are laid out over atoms.
 
-A *layout* is a concatenation of segments, a segment a product of factors in mixed radix (outer factor first), and a factor an
-*atom*: a variable that stands for a set of `size` members. `((q,), (k,))` reads "first all of q, then all of k"; `((h, d),)`
-reads "for each h, all of d". What an atom stands for (itself, or a layout of smaller atoms) is known to the
-`exprune_fx.symmetry.unify.Unifier` that made it.
+A *layout* is a concatenation of segments, a segment a product of factors in mixed radix (outer factor first), and a
+factor an *atom*: a variable that stands for a set of `size` members. `((q,), (k,))` reads "first all of q, then all of
+k"; `((h, d),)` reads "for each h, all of d". What an atom stands for (itself, or a layout of smaller atoms) is known to
+the `exprune_fx.symmetry.unify.Unifier` that made it.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ class SymmetryReport(Sequence[SymmetryGroup]):
         for group in self.groups:
             if group.name == name:
                 return group
-        raise SymmetryError(f"no symmetry group is named {name}", hint=f"names are: {', '.join(g.name for g in self.groups)}")
+        raise SymmetryError(
+            f"no symmetry group is named {name}", hint=f"names are: {', '.join(g.name for g in self.groups)}"
+        )
 
     def groups_of(self, target: str, dim: int) -> tuple[SymmetryGroup, ...]:
         """All groups that permute positions along an axis of a parameter or buffer."""
@@ -101,6 +103,19 @@ class SymmetryReport(Sequence[SymmetryGroup]):
             raise SymmetryError(f"axis {dim} of {target} has {len(found)} groups: {names}", hint="use groups_of")
         return found[0]
 
+    def group_name_of(self, node: fx.Node | str, dim: int) -> str | None:
+        """Name of the one group along an axis of any value; None where it has none, or is made of several.
+
+        Args:
+            node: a node of the graph, its name, or the target of a parameter.
+            dim: of the value.
+
+        Raises:
+            SymmetryError: there is no such tensor value or dim.
+        """
+        layout = self.layout_of(node, dim)
+        return layout[0][0].group if len(layout) == 1 and len(layout[0]) == 1 else None
+
     def layout_of(self, node: fx.Node | str, dim: int, result: int = 0) -> AxisLayout:
         """How an axis of a value is made up: a concatenation of products of factors, outer first.
 
@@ -116,7 +131,9 @@ class SymmetryReport(Sequence[SymmetryGroup]):
         axes = self.analysis.axes.get(name, self.analysis.parameters.get(name))
         axes = axes[result] if isinstance(axes, list) else axes
         if axes is None or not -len(axes) <= dim < len(axes):
-            raise SymmetryError(f"{name} has no axis {dim} in the analysed graph", hint="give the name of a tensor node")
+            raise SymmetryError(
+                f"{name} has no axis {dim} in the analysed graph", hint="give the name of a tensor node"
+            )
         unifier, names = self.analysis.unifier, {group.atom: group.name for group in self.groups}
         return tuple(
             tuple(Factor(names.get(a), unifier.size_of(a), unifier.pin_reason(a), a) for a in run)
@@ -179,9 +196,7 @@ def _name(target: str, dim: int, length: int, run: Run, atom: int) -> str:
     return f"{target}[{dim}]{place}" + (f":{factors}" if len(run.factors) > 1 else "")
 
 
-def _group(
-    analysis: Analysis, atom: int, indices: tuple[int, ...], names: dict[int, str], runs: Runs
-) -> SymmetryGroup:
+def _group(analysis: Analysis, atom: int, indices: tuple[int, ...], names: dict[int, str], runs: Runs) -> SymmetryGroup:
     unifier = analysis.unifier
     reason = unifier.pin_reason(atom)
     index_atoms_ = tuple((index, unifier.size_of(index)) for index in indices)

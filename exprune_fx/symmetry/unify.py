@@ -13,9 +13,9 @@ MISALIGNED = "is read with two factorisations that do not align"
 class Unifier:
     """Atoms, what they stand for, and which of them are pinned.
 
-    Unifying an atom with an atom joins them; an atom with a composite layout refines the atom everywhere; two composites
-    are cut and factored until they align. What cannot be aligned is pinned. Nothing is ever undone: every step makes the
-    symmetry group smaller or leaves it as it is, so the order of steps does not matter for soundness.
+    Unifying an atom with an atom joins them; an atom with a composite layout refines the atom everywhere; two
+    composites are cut and factored until they align. What cannot be aligned is pinned. Nothing is ever undone: every
+    step makes the symmetry group smaller or leaves it as it is, so the order of steps does not matter for soundness.
     """
 
     def __init__(self) -> None:

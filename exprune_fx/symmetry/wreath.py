@@ -1,8 +1,8 @@
 """Which axes may be permuted independently for each index of another: wreath products such as heads of head dims.
 
-An atom d may be permuted by another permutation for each index of h when (1) wherever d occurs, exactly one h goes with it,
-as a factor of the same axis or as another axis of the same value; (2) every op that ties axes with d ties them together
-with their h; and (3) no op mixes h (sums, normalises over it) unless it mixes d together with it.
+An atom d may be permuted by another permutation for each index of h when (1) wherever d occurs, exactly one h goes with
+it, as a factor of the same axis or as another axis of the same value; (2) every op that ties axes with d ties them
+together with their h; and (3) no op mixes h (sums, normalises over it) unless it mixes d together with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def index_atoms(analysis: Analysis, atoms: Sequence[int]) -> dict[int, tuple[int
         if analysis.unifier.pin_reason(atom) is None:
             graph.add_edges_from((atom, other) for other in finder.candidates(atom) if finder.independent(atom, other))
     for component in list(nx.strongly_connected_components(graph)):
-        if len(component) > 1:  # each for each index of the other: keep the direction from later (inner) to earlier (outer)
+        if (
+            len(component) > 1
+        ):  # each for each index of the other: keep the direction from later (inner) to earlier (outer)
             edges = [(a, b) for a, b in graph.edges if {a, b} <= component and order[a] < order[b]]
             graph.remove_edges_from(edges)
     return {atom: tuple(sorted(graph.successors(atom), key=order.__getitem__)) for atom in atoms}

@@ -16,5 +16,6 @@ from exprune_fx.symmetry.rules import (
 from exprune_fx.symmetry.rules.table import RULES
 
 __all__ = [
-    "RULES", "attention", "conv", "create", "indexing", "linear", "norm", "pieces", "pointwise", "pool", "reduce", "shape",
+    "RULES", "attention", "conv", "create", "indexing", "linear", "norm", "pieces", "pointwise",
+    "pool", "reduce", "shape",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from exprune_fx.symmetry.layouts import Axes
-from exprune_fx.symmetry.rules.table import Context, DimSpec, letters, rule
+from exprune_fx.symmetry.rules.table import Context, DimSpec, Operand, letters, rule
 
 aten = torch.ops.aten
 
@@ -26,7 +26,7 @@ def attention(ctx: Context) -> Axes:
         head, head_query = ctx.shape(key)[-3], ctx.shape(query)[-3]
         sizes = {"kv": head, "rep": head_query // head}
         outer, shared = [*outer[:-1], ("kv", "rep")], [*outer[:-1], "kv"]
-    operands: list[tuple[Any, list[DimSpec]]] = [
+    operands: list[Operand] = [
         (query, [*_last(outer, query, ctx), "t", "d"]),
         (key, [*_last(shared, key, ctx), "s", "d"]),
         (value, [*_last(shared, value, ctx), "s", "e"]),
@@ -39,5 +39,3 @@ def attention(ctx: Context) -> Axes:
 
 def _last(dims: list[DimSpec], node: Any, ctx: Context) -> list[DimSpec]:
     return dims[len(dims) - (ctx.rank(node) - 2) :]
-
-

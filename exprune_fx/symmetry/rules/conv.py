@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from exprune_fx.symmetry.layouts import Axes
-from exprune_fx.symmetry.rules.table import KERNEL_POSITION, Context, DimSpec, packets, rule
+from exprune_fx.symmetry.rules.table import KERNEL_POSITION, Context, DimSpec, Operand, packets, rule
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def _convolve(ctx: Context, channels: list[DimSpec]) -> Axes:
             ctx.pin(layout, "has its positions told apart by the kernel of")
     for layout in kernel[2:]:
         ctx.unifier.pin(layout, KERNEL_POSITION)
-    operands: list[tuple[Any, list[DimSpec]]] = [
+    operands: list[Operand] = [
         (node, [*batch, ("g", "c"), *places]),
         (weight, [*channels, *[None] * spatial]),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from exprune_fx.symmetry.layouts import Axes
-from exprune_fx.symmetry.rules.table import Context, DimSpec, letters, packets, rule
+from exprune_fx.symmetry.rules.table import Context, DimSpec, Operand, letters, packets, rule
 
 aten = torch.ops.aten
 _BY_INDEX = "is indexed by the data of"
@@ -87,7 +87,7 @@ def scatter(ctx: Context) -> Axes:
     ctx.pin(ctx.axes(node)[dim], "is written to by the data of")
     spec = _whole(ctx, node, index_node, dim)
     index_spec: list[DimSpec] = [f"e{i}" if i == dim else letter for i, letter in enumerate(spec)]
-    operands = [(node, spec), (index_node, index_spec)]
+    operands: list[Operand] = [(node, spec), (index_node, index_spec)]
     if source is not None:
         partial = [i for i, (a, b) in enumerate(zip(ctx.shape(source), ctx.shape(index_node), strict=True)) if a != b]
         for i in partial:

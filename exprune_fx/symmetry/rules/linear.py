@@ -7,7 +7,7 @@ import string
 import torch
 
 from exprune_fx.symmetry.layouts import Axes
-from exprune_fx.symmetry.rules.table import Context, DimSpec, Result, aligned, letters, rule
+from exprune_fx.symmetry.rules.table import Context, DimSpec, Operand, Result, aligned, letters, rule
 
 aten = torch.ops.aten
 
@@ -17,7 +17,7 @@ def linear(ctx: Context) -> Axes:
     """Y[..., o] = sum over k of x[..., k] w[o, k], plus b[o]."""
     batch = letters(ctx.rank(ctx["input"]) - 1)
     weight: list[DimSpec] = ["o", "k"] if ctx.rank(ctx["weight"]) == 2 else ["k"]
-    operands = [(ctx["input"], [*batch, "k"]), (ctx["weight"], weight)]
+    operands: list[Operand] = [(ctx["input"], [*batch, "k"]), (ctx["weight"], weight)]
     if ctx["bias"] is not None:
         operands.append((ctx["bias"], ["o"][: ctx.rank(ctx["bias"])]))
     return ctx.relate(operands, [*batch, "o"] if len(weight) == 2 else batch, mixed=[["k"]])
@@ -38,8 +38,8 @@ def mv(ctx: Context) -> Axes:
 @rule(aten.addmm.default)
 def addmm(ctx: Context) -> Axes:
     """Bias (broadcast to [n, p]) plus x[n, k] y[k, p]."""
-    bias: list[DimSpec] = ["n", "p"][2 - ctx.rank(ctx["self"]) :]
-    operands = [(ctx["mat1"], ["n", "k"]), (ctx["mat2"], ["k", "p"]), (ctx["self"], bias)]
+    bias = ["n", "p"][2 - ctx.rank(ctx["self"]) :]
+    operands: list[Operand] = [(ctx["mat1"], ["n", "k"]), (ctx["mat2"], ["k", "p"]), (ctx["self"], bias)]
     return ctx.relate(operands, ["n", "p"], mixed=[["k"]])
 
 
@@ -52,8 +52,8 @@ def bmm(ctx: Context) -> Axes:
 @rule(aten.baddbmm.default)
 def baddbmm(ctx: Context) -> Axes:
     """Batched addmm."""
-    bias: list[DimSpec] = ["b", "n", "p"][3 - ctx.rank(ctx["self"]) :]
-    operands = [(ctx["batch1"], ["b", "n", "k"]), (ctx["batch2"], ["b", "k", "p"]), (ctx["self"], bias)]
+    bias = ["b", "n", "p"][3 - ctx.rank(ctx["self"]) :]
+    operands: list[Operand] = [(ctx["batch1"], ["b", "n", "k"]), (ctx["batch2"], ["b", "k", "p"]), (ctx["self"], bias)]
     return ctx.relate(operands, ["b", "n", "p"], mixed=[["k"]])
 
 
@@ -79,7 +79,11 @@ def outer(ctx: Context) -> Axes:
 def bilinear(ctx: Context) -> Axes:
     """Y[..., o] = sum over i, j of x[..., i] w[o, i, j] z[..., j], plus b[o]."""
     batch = letters(ctx.rank(ctx["input1"]) - 1)
-    operands = [(ctx["input1"], [*batch, "i"]), (ctx["input2"], [*batch, "j"]), (ctx["weight"], ["o", "i", "j"])]
+    operands: list[Operand] = [
+        (ctx["input1"], [*batch, "i"]),
+        (ctx["input2"], [*batch, "j"]),
+        (ctx["weight"], ["o", "i", "j"]),
+    ]
     if ctx["bias"] is not None:
         operands.append((ctx["bias"], ["o"]))
     return ctx.relate(operands, [*batch, "o"], mixed=[["i"], ["j"]])
@@ -95,7 +99,9 @@ def einsum(ctx: Context) -> Result:
     ellipsis = max(
         (ctx.rank(n) - len(t.replace("...", "")) for t, n in zip(terms, tensors, strict=True) if "..." in t), default=0
     )
-    specs = [_letters(t, ctx.rank(n) - len(t.replace("...", "")), ellipsis) for t, n in zip(terms, tensors, strict=True)]
+    specs = [
+        _letters(t, ctx.rank(n) - len(t.replace("...", "")), ellipsis) for t, n in zip(terms, tensors, strict=True)
+    ]
     flat = [letter for spec in specs for letter in spec]
     if not arrow:
         once = sorted(letter for letter in set(flat) if letter in string.ascii_letters and flat.count(letter) == 1)

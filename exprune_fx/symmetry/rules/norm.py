@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from exprune_fx.symmetry.layouts import Axes
-from exprune_fx.symmetry.rules.table import Context, DimSpec, Result, letters, packets, rule
+from exprune_fx.symmetry.rules.table import Context, DimSpec, Operand, Result, letters, packets, rule
 
 aten = torch.ops.aten
 
@@ -14,7 +14,7 @@ def _per_channel(ctx: Context, *, over_positions: bool, over_batch: bool) -> Axe
     node = ctx["input"]
     dims = letters(ctx.rank(node))
     vectors = [ctx[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    operands = [(node, dims), *((v, [dims[1]]) for v in vectors if v is not None)]
+    operands: list[Operand] = [(node, dims), *((v, [dims[1]]) for v in vectors if v is not None)]
     mixed = (dims[:1] if over_batch else []) + (dims[2:] if over_positions else [])
     return ctx.relate(operands, dims, mixed=[[d for d in mixed if isinstance(d, str)]])
 
@@ -31,7 +31,7 @@ def native_batch_norm(ctx: Context) -> Result:
     node, dims = ctx["input"], letters(ctx.rank(ctx["input"]))
     training = bool(ctx["training"])
     vectors = [ctx[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    operands = [(node, dims), *((v, [dims[1]]) for v in vectors if v is not None)]
+    operands: list[Operand] = [(node, dims), *((v, [dims[1]]) for v in vectors if v is not None)]
     mixed: list[list[str]] = [[str(d) for d in dims if d != dims[1]]] if training else []
     axes = ctx.relate(operands, dims, mixed=mixed)
     saved = [axes[1:2] if training else (ctx.fresh(0),) for _ in ctx.node.meta["val"][1:]]
@@ -51,7 +51,7 @@ def group_norm(ctx: Context) -> Axes:
     places = letters(ctx.rank(node) - 2, "s")
     channel = ("g", "m")
     dims: list[DimSpec] = ["n", channel, *places]
-    operands = [(node, dims), *((ctx[v], [channel]) for v in ("weight", "bias") if ctx[v] is not None)]
+    operands: list[Operand] = [(node, dims), *((ctx[v], [channel]) for v in ("weight", "bias") if ctx[v] is not None)]
     sizes = {"g": groups, "m": ctx.shape(node)[1] // groups}
     return ctx.relate(operands, dims, mixed=[["m", *map(str, places)]], sizes=sizes)
 
@@ -62,7 +62,7 @@ def layer_norm(ctx: Context) -> Axes:
     node, count = ctx["input"], len(ctx["normalized_shape"])
     dims = letters(ctx.rank(node))
     last = dims[len(dims) - count :]
-    operands = [(node, dims), *((ctx[v], last) for v in ("weight", "bias") if ctx[v] is not None)]
+    operands: list[Operand] = [(node, dims), *((ctx[v], last) for v in ("weight", "bias") if ctx[v] is not None)]
     return ctx.relate(operands, dims, mixed=[map(str, last)])
 
 

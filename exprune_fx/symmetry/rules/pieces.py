@@ -79,7 +79,7 @@ def slice_(ctx: Context) -> Axes:
     whole, kept = ctx.shape(node)[dim], ctx.shape()[dim]
     if whole == kept:
         return tuple(axes)
-    start = _bound(ctx, ctx["start"] or 0, whole)
+    start = _bound(ctx["start"] or 0, whole)
     if ctx["step"] not in (None, 1) or start is None:
         ctx.pin(axes[dim], "has its positions told apart by")
         axes[dim] = ctx.fresh_pinned(kept, "is a piece taken by")
@@ -89,7 +89,7 @@ def slice_(ctx: Context) -> Axes:
     return tuple(axes)
 
 
-def _bound(ctx: Context, value: Any, whole: Size) -> Size | None:
+def _bound(value: Any, whole: Size) -> Size | None:
     if isinstance(value, torch.fx.Node):
         found = value.meta["val"]
         value = as_size(found) if isinstance(found, (int, torch.SymInt)) else None
@@ -106,7 +106,7 @@ def select(ctx: Context) -> Axes:
     node = ctx["self"]
     dim = ctx.dim(node, ctx["dim"])
     axes, whole = ctx.axes(node), ctx.shape(node)[dim]
-    index = _bound(ctx, ctx["index"], whole)
+    index = _bound(ctx["index"], whole)
     if index is None:
         ctx.pin(axes[dim], "has a position chosen by")
     else:

@@ -96,4 +96,3 @@ def channel_shuffle(ctx: Context) -> Axes:
     places: list[DimSpec] = [f"s{i}" for i in range(ctx.rank(node) - 2)]
     sizes = {"g": groups, "c": ctx.shape(node)[1] // groups}
     return ctx.relate([(node, ["n", ("g", "c"), *places])], ["n", ("c", "g"), *places], sizes=sizes)
-

@@ -38,7 +38,9 @@ def _results(ctx: Context) -> int:
     return len(value) if isinstance(value, (tuple, list)) else 1
 
 
-@rule(*packets("sum mean amax amin var std logsumexp any all prod linalg_vector_norm nansum nanmean norm count_nonzero"))
+@rule(
+    *packets("sum mean amax amin var std logsumexp any all prod linalg_vector_norm nansum nanmean norm count_nonzero")
+)
 def reduction(ctx: Context) -> Axes:
     """A symmetric function of the reduced positions."""
     return _reduce(ctx)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import fx
 
 from exprune_fx.errors import SymmetryError
-from exprune_fx.symmetry.layouts import Axes, Layout, Size, as_size, product, same_size
+from exprune_fx.symmetry.layouts import Axes, Layout, Size, as_size, same_size
 from exprune_fx.symmetry.unify import Unifier
 
 Letter: TypeAlias = str
-DimSpec: TypeAlias = "Letter | tuple[Letter, ...] | None"  # one letter, a product (outer first), or a dim the op handles itself
+DimSpec: TypeAlias = (
+    "Letter | tuple[Letter, ...] | None"  # one letter, a product (outer first), or a dim the op handles itself
+)
 Result: TypeAlias = "Axes | list[Axes] | None"
 KERNEL_POSITION = "is a position inside a convolution kernel"
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one op does with its axes, in letters (as in einsum): needed to decide what may be permuted per index of what.
+    """What one op does with its axes, in letters (as in einsum); it decides what may be permuted per index of what.
 
     Attributes:
         node: name of the node.
@@ -43,17 +45,17 @@ class State:
     unifier: Unifier = field(default_factory=Unifier)
     axes: dict[str, Any] = field(default_factory=dict)  # node name -> Axes | list[Axes]
     events: list[Event] = field(default_factory=list)
-    rotations: dict[str, str] = field(default_factory=dict)
 
 
 Rule: TypeAlias = "Callable[[Context], Result]"
+R = TypeVar("R", bound="Callable[[Context], Result]")
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*operators: Any) -> Callable[[Rule], Rule]:
+def rule(*operators: Any) -> Callable[[R], R]:
     """Register the one rule of each operator (an `OpOverload`, or a packet for all its functional overloads)."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         for operator in operators:
             for overload in _overloads(operator):
                 if overload in RULES:
@@ -141,7 +143,7 @@ class Context:
 
     def relate(
         self,
-        operands: Sequence[tuple[Any, Sequence[DimSpec]]],
+        operands: Sequence[Operand],
         out: Sequence[DimSpec],
         *,
         mixed: Iterable[Iterable[Letter]] = (),
@@ -199,7 +201,7 @@ class Context:
             return self.fresh(1 if size is None else size)
         for letter in _flat(dim):
             if letter not in letters:
-                letters[letter] = self.fresh(sizes[letter] if letter in sizes else 1 if size is None else size)
+                letters[letter] = self.fresh(sizes.get(letter, 1 if size is None else size))
         return letters[dim] if isinstance(dim, str) else self._product(letters, dim)
 
 
@@ -231,9 +233,3 @@ def letters(count: int, prefix: str = "b") -> list[DimSpec]:
 def aligned(rank: int, out_rank: int, prefix: str = "b") -> list[DimSpec]:
     """Letters of an operand of `rank` dims that broadcasts against `out_rank` dims."""
     return letters(out_rank, prefix)[out_rank - rank :]
-
-
-__all__ = [
-    "RULES", "Context", "DimSpec", "Event", "KERNEL_POSITION", "Result", "State", "aligned", "letters", "merged", "packets", "product",
-    "rule",
-]  # fmt: skip
