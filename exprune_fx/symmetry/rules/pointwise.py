@@ -11,17 +11,16 @@ aten = torch.ops.aten
 
 _UNARY = """
 relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign mish
-log_sigmoid hardshrink softshrink tanhshrink threshold logit square exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal neg abs
-sign sgn cos sin tan acos asin atan cosh sinh acosh asinh atanh erf erfc erfinv floor ceil round trunc frac isnan isinf isfinite nan_to_num
-logical_not bitwise_not clamp clamp_min clamp_max clip to _to_copy clone alias detach contiguous dropout feature_dropout
-alpha_dropout lift_fresh lift_fresh_copy positive deg2rad rad2deg digamma lgamma sinc i0 type_as _conj conj real
-bernoulli
+log_sigmoid hardshrink softshrink tanhshrink threshold logit square exp exp2 expm1 log log2 log10 log1p sqrt rsqrt
+reciprocal neg abs sign sgn cos sin tan acos asin atan cosh sinh acosh asinh atanh erf erfc erfinv floor ceil round
+trunc frac isnan isinf isfinite nan_to_num logical_not bitwise_not clamp clamp_min clamp_max clip to _to_copy clone
+alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy positive deg2rad rad2deg
+digamma lgamma sinc i0 type_as _conj conj real bernoulli
 """
 _BINARY = """
-add sub mul div rsub
-true_divide floor_divide remainder fmod maximum minimum fmax fmin pow eq ne lt le gt ge greater less
-greater_equal less_equal not_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor
-atan2 hypot xlogy copysign where masked_fill lerp addcmul addcdiv heaviside logaddexp logaddexp2 float_power polar complex
+add sub mul div rsub true_divide floor_divide remainder fmod maximum minimum fmax fmin pow eq ne lt le gt ge greater
+less greater_equal less_equal not_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor atan2
+hypot xlogy copysign where masked_fill lerp addcmul addcdiv heaviside logaddexp logaddexp2 float_power polar complex
 special_xlog1py nextafter
 """
 

@@ -14,9 +14,8 @@ from exprune_fx.symmetry.layouts import Axes, Layout, Size, as_size, same_size
 from exprune_fx.symmetry.unify import Unifier
 
 Letter: TypeAlias = str
-DimSpec: TypeAlias = (
-    "Letter | tuple[Letter, ...] | None"  # one letter, a product (outer first), or a dim the op handles itself
-)
+DimSpec: TypeAlias = "Letter | tuple[Letter, ...] | None"  # one letter, a product (outer first), or left to the rule
+Operand: TypeAlias = tuple[Any, Sequence[DimSpec]]
 Result: TypeAlias = "Axes | list[Axes] | None"
 KERNEL_POSITION = "is a position inside a convolution kernel"
 
