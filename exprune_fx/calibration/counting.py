@@ -1,0 +1,106 @@
+"""Counts what each candidate would do on the calibration examples, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from exprune_fx.calibration.candidates import Candidate, active, head_sums, stopped_at
+from exprune_fx.calibration.fit import Key, Thresholds, by_site, sites_of
+from exprune_fx.calibration.observe import Data, SiteValues
+from exprune_fx.cost import evaluate, site_cost
+from exprune_fx.errors import CalibrationError
+from exprune_fx.sites import Site
+
+
+@dataclass
+class _Count:
+    alive: list[int]
+    neurons: int = 0
+    nonzero: int = 0
+    energy: float = 0.0
+    energy_lost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a candidate does on the calibration examples.
+
+    Attributes:
+        candidate: the candidate.
+        alive_fraction: share of neurons that go on after each stage.
+        relative_cost: FLOPs of head, tests and tail over those of the dense site.
+        energy_lost: share of the site's energy (sum of squared activations) that is stopped.
+    """
+
+    candidate: Candidate
+    alive_fraction: tuple[float, ...]
+    relative_cost: float
+    energy_lost: float
+
+
+class _CountObserver:
+    def __init__(self, candidates: Iterable[Candidate], thresholds: Thresholds) -> None:
+        self._candidates, self._thresholds = by_site(candidates), thresholds
+        self.counts = {c.key: _Count([0] * len(c.stages)) for group in self._candidates.values() for c in group}
+
+    def __call__(self, site: Site, values: SiteValues) -> None:
+        activation = active(site, values.z)
+        energy = activation.double().square()
+        for candidate in self._candidates[site.name]:
+            count, fitted = self.counts[candidate.key], self._thresholds.get(candidate.key)
+            alive = torch.ones_like(values.z, dtype=torch.bool)
+            for head in head_sums(candidate, values):
+                alive &= ~stopped_at(candidate, values, head, None if fitted is None else fitted[head.index])
+                count.alive[head.index] += int(alive.sum())
+            count.neurons += alive.numel()
+            count.nonzero += int(((activation != 0) & alive).sum())
+            count.energy += float(energy.sum())
+            count.energy_lost += float(energy.masked_fill(alive, 0.0).sum())
+
+
+def relative_cost(
+    gm: fx.GraphModule,
+    candidate: Candidate,
+    alive: Iterable[float],
+    nonzero: float,
+    sizes: dict[sympy.Expr, int],
+) -> float:
+    """FLOPs of a candidate, tests included, over those of its dense site.
+
+    Raises:
+        CalibrationError: a symbolic size of the site cannot be told from the inputs' shapes.
+    """
+    cost = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard)
+    work, overhead = cost.at(tuple(alive), nonzero)
+    try:
+        return evaluate((work + overhead) / cost.dense, sizes)
+    except TypeError as error:
+        raise CalibrationError(
+            f"site {candidate.site.name!r} (node {candidate.site.node!r}): its FLOPs, {cost.dense}, depend on a size "
+            "that no input's shape gives",
+            hint="capture with dynamic sizes that are sizes of the inputs",
+        ) from error
+
+
+def count_outcomes(
+    data: Data, gm: fx.GraphModule, candidates: Iterable[Candidate], thresholds: Thresholds
+) -> dict[Key, Outcome]:
+    """One streaming pass: what every candidate does, stages joined as at run time."""
+    candidates = list(candidates)
+    if not candidates:
+        return {}
+    observer = _CountObserver(candidates, thresholds)
+    data.walk(gm, sites_of(candidates), observer, "counting")
+    return {c.key: _outcome(gm, c, observer.counts[c.key], data.sizes) for c in candidates}
+
+
+def _outcome(gm: fx.GraphModule, candidate: Candidate, count: _Count, sizes: dict[sympy.Expr, int]) -> Outcome:
+    neurons = max(count.neurons, 1)
+    alive = tuple(going / neurons for going in count.alive)
+    cost = relative_cost(gm, candidate, alive, count.nonzero / neurons, sizes)
+    return Outcome(candidate, alive, cost, count.energy_lost / count.energy if count.energy else 0.0)

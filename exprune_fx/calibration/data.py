@@ -1,0 +1,70 @@
+"""Calibration batches: what is accepted, and how one reaches a graph's placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from exprune_fx.errors import CalibrationError
+from exprune_fx.graph._inputs import InputCheck, describe_inputs
+from exprune_fx.graph.running import as_call, flat_inputs
+
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+_AGAIN = "the batches are read several times: give a list, a DataLoader, or a function that returns an iterator"
+
+
+def check_batches(batches: object) -> None:
+    """Refuses what cannot be read several times.
+
+    Raises:
+        CalibrationError: a one-shot iterator, or nothing that gives batches.
+    """
+    if isinstance(batches, Iterator):
+        raise CalibrationError(f"batches is a {type(batches).__name__}, which can be read only once", hint=_AGAIN)
+    if isinstance(batches, Tensor | Mapping | str) or not (callable(batches) or isinstance(batches, Iterable)):
+        raise CalibrationError(f"batches is a {type(batches).__name__}, not an iterable of batches", hint=_AGAIN)
+
+
+def read(batches: Batches) -> Iterator[object]:
+    """The batches, from the first on."""
+    yield from batches if isinstance(batches, Iterable) else batches()
+
+
+def placeholder_values(gm: fx.GraphModule, batch: object) -> list[Any]:
+    """One value for each placeholder, after the graph's own check of its inputs.
+
+    Raises:
+        CaptureError: not a batch, or one that the graph was not captured for.
+    """
+    args, kwargs = as_call(batch)
+    flat = flat_inputs(gm, args, kwargs)
+    check = InputCheck.of(gm)
+    if check is not None:
+        check(gm, args, kwargs)
+    return flat
+
+
+def describe(batch: object) -> str:
+    """A batch in words: its tree with dtype and shape of each tensor."""
+    return describe_inputs(batch).removeprefix("args=")
+
+
+def examples_in(batch: object) -> int:
+    """The first dimension of the batch's first tensor (1 if it has none)."""
+    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    return int(first.shape[0]) if first is not None and first.dim() > 0 else 1
+
+
+def check_finite(batch: object, index: int) -> None:
+    """Refuses NaN and infinity in a batch.
+
+    Raises:
+        CalibrationError: a tensor of it holds one.
+    """
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            raise CalibrationError(f"batch {index} holds NaN or infinity: {describe(batch)}", hint="clean the data")

@@ -1,0 +1,112 @@
+"""Fits the thresholds of all candidates at once, one streaming pass per stage after one for the intervals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.calibration.candidates import Candidate, active, by_neuron, head_sums, stopped_at
+from exprune_fx.calibration.observe import Data, SiteValues
+from exprune_fx.calibration.thresholds import EnergyHistogram, EnergyRange
+from exprune_fx.guards import Calibrated
+from exprune_fx.sites import Site
+
+Key = tuple[str, str, tuple[int, ...]]
+Thresholds = dict[Key, Tensor]
+
+
+def by_site(candidates: Iterable[Candidate]) -> Mapping[str, list[Candidate]]:
+    """Candidates by the name of their site."""
+    grouped: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        grouped[candidate.site.name].append(candidate)
+    return grouped
+
+
+def sites_of(candidates: Iterable[Candidate]) -> list[Site]:
+    """The sites of the candidates, each once."""
+    return list({candidate.site.name: candidate.site for candidate in candidates}.values())
+
+
+def _energy(site: Site, values: SiteValues) -> Tensor:
+    return by_neuron(site, active(site, values.z)).double().square()
+
+
+class _RangeObserver:
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        self._candidates = by_site(candidates)
+        self.ranges: dict[tuple[Key, int], EnergyRange] = {}
+
+    def __call__(self, site: Site, values: SiteValues) -> None:
+        energy = _energy(site, values)
+        for candidate in self._candidates[site.name]:
+            for head in head_sums(candidate, values):
+                place = candidate.key, head.index
+                if place not in self.ranges:
+                    self.ranges[place] = EnergyRange(site.out_features, energy.device)
+                self.ranges[place].update(by_neuron(site, head.known), energy)
+
+
+class _HistogramObserver:
+    """Fills the histograms of one stage with what no earlier stage stops."""
+
+    def __init__(
+        self,
+        candidates: Iterable[Candidate],
+        stage: int,
+        known: Thresholds,
+        budget: Mapping[Key, float],
+        ranges: Mapping[tuple[Key, int], EnergyRange],
+    ) -> None:
+        chosen = [candidate for candidate in candidates if len(candidate.stages) > stage]
+        self._candidates, self._stage, self._known = by_site(chosen), stage, known
+        self.histograms = {
+            candidate.key: EnergyHistogram(
+                ranges[candidate.key, stage].interval(
+                    budget[candidate.key] / len(candidate.stages), budget[candidate.key]
+                )
+            )
+            for candidate in chosen
+        }
+
+    def __call__(self, site: Site, values: SiteValues) -> None:
+        energy = _energy(site, values)
+        for candidate in self._candidates[site.name]:
+            left = energy
+            for head in head_sums(candidate, values):
+                if head.index == self._stage:
+                    self.histograms[candidate.key].update(by_neuron(site, head.known), left)
+                    break
+                gone = stopped_at(candidate, values, head, self._known[candidate.key][head.index])
+                left = left.masked_fill(by_neuron(site, gone), 0.0)
+
+
+def fit_thresholds(data: Data, gm: fx.GraphModule, candidates: Iterable[Candidate]) -> Thresholds:
+    """Thresholds [stages, out], float32, for every candidate whose guard is `Calibrated`.
+
+    With m stages, at most j/m of the budget is gone after stage j. A later stage is charged only for the energy that no
+    earlier one stopped, and inherits what the earlier ones left unspent.
+    """
+    fitted = [candidate for candidate in candidates if isinstance(candidate.guard, Calibrated)]
+    if not fitted:
+        return {}
+    budget = {c.key: c.guard.budget for c in fitted if isinstance(c.guard, Calibrated)}
+    ranging = _RangeObserver(fitted)
+    data.walk(gm, sites_of(fitted), ranging, "ranges")
+    thresholds: Thresholds = {}
+    lost: dict[Key, Tensor] = {}
+    for stage in range(max(len(candidate.stages) for candidate in fitted)):
+        due = [candidate for candidate in fitted if len(candidate.stages) > stage]
+        filling = _HistogramObserver(due, stage, thresholds, budget, ranging.ranges)
+        data.walk(gm, sites_of(due), filling, f"thresholds of stage {stage + 1}")
+        for candidate in due:
+            key, histogram = candidate.key, filling.histograms[candidate.key]
+            share = budget[key] * ((stage + 1) / len(candidate.stages))
+            spent = lost.get(key, torch.zeros_like(histogram.interval.energy))
+            new, loss = histogram.thresholds(share * histogram.interval.energy - spent)
+            lost[key] = spent + loss
+            thresholds[key] = torch.cat([thresholds[key], new[None]]) if key in thresholds else new[None]
+    return thresholds

@@ -1,0 +1,140 @@
+"""Runs a graph over the calibration batches and shows each site's values to an observer, one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, fx
+
+from exprune_fx.calibration.data import Batches, check_finite, describe, examples_in, placeholder_values, read
+from exprune_fx.errors import CalibrationError, ExpruneError
+from exprune_fx.graph.running import symbol_values
+from exprune_fx.sites import Site
+
+
+@dataclass(frozen=True)
+class SiteValues:
+    """What a site computes with on one batch.
+
+    Attributes:
+        x: the reduction's input: [..., K*block] (linear) or [N, C, *space] (convolution).
+        weight: [out, K*block] or [out, K, *kernel].
+        bias: [out] or None.
+        residual: in the shape of ``z``, or None.
+        z: the dense pre-activation, bias and residual included: [..., out] or [N, out, *space'].
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    z: Tensor
+
+
+Observer = Callable[[Site, SiteValues], None]
+
+
+class _SiteInterpreter(fx.Interpreter):
+    """Shows a site's values as soon as its pre-activation is known; values die as early as in any interpreter."""
+
+    def __init__(self, gm: fx.GraphModule, sites: Iterable[Site], observe: Observer) -> None:
+        super().__init__(gm)
+        self._observe = observe
+        self._at_reduction = {site.node: site for site in sites}
+        self._at_end = {(site.chain[-1] if site.chain else site.node): site for site in sites}
+        self._by_name = {node.name: node for node in gm.graph.nodes}
+        self._waiting: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one node, and observes where a site's pre-activation ends."""
+        if n.name in self._at_reduction:
+            (x, weight, *more), kwargs = self.fetch_args_kwargs_from_env(n)
+            bias = more[0] if more else kwargs.get("bias")
+            self._waiting[n.name] = (x, weight, bias)
+        result = super().run_node(n)
+        site = self._at_end.get(n.name)
+        if site is not None:
+            x, weight, bias = self._waiting.pop(site.node)
+            residual = self.env[self._by_name[site.residual]] if site.residual else None
+            self._observe(site, SiteValues(x, weight, bias, residual, result))
+        return result
+
+
+@dataclass
+class Data:
+    """The calibration data: read once per pass, checked in the first, never held.
+
+    Attributes:
+        batches: what the caller gave.
+        show_progress: draw a bar on stderr.
+        examples: how many examples one pass sees; 0 before the first.
+        sizes: the symbolic sizes of the first batch.
+    """
+
+    batches: Batches
+    show_progress: bool = False
+    examples: int = 0
+    sizes: dict[sympy.Expr, int] = field(default_factory=dict)
+
+    def walk(self, gm: fx.GraphModule, sites: Iterable[Site], observe: Observer, label: str) -> None:
+        """One streaming pass.
+
+        Raises:
+            CalibrationError: no batches, other batches than in the first pass, a batch that the model refuses, or a
+                value that is not finite.
+        """
+        first = self.examples == 0
+        watch = _checked(observe) if first else observe
+        examples = 0
+        console = Console(stderr=True)
+        with torch.no_grad(), Progress(console=console, disable=not self.show_progress, transient=True) as bar:
+            task = bar.add_task(f"calibrate: {label}", total=None if first else self.examples)
+            for index, batch in enumerate(read(self.batches)):
+                if first:
+                    check_finite(batch, index)
+                self._run(gm, sites, watch, batch, index)
+                examples += examples_in(batch)
+                bar.update(task, completed=examples)
+        if examples == 0:
+            raise CalibrationError("the calibration data hold no example", hint="give at least one batch")
+        if not first and examples != self.examples:
+            raise CalibrationError(
+                f"one pass over the calibration data saw {self.examples} examples, the next {examples}",
+                hint="give batches that can be read again and again, such as a list or a DataLoader",
+            )
+        self.examples = examples
+
+    def _run(self, gm: fx.GraphModule, sites: Iterable[Site], observe: Observer, batch: object, index: int) -> None:
+        try:
+            values = placeholder_values(gm, batch)
+            if not self.sizes:
+                self.sizes = symbol_values(gm, values)
+            _SiteInterpreter(gm, sites, observe).run(*values, enable_io_processing=False)
+        except CalibrationError:
+            raise
+        except Exception as error:
+            cause = error.what if isinstance(error, ExpruneError) else f"{type(error).__name__}: {error}"
+            raise CalibrationError(
+                f"the model refuses batch {index}, {describe(batch)}: {cause}",
+                hint="a batch is a tuple of what the model takes (without labels), or a pair (args, kwargs)",
+            ) from error
+
+
+def _checked(observe: Observer) -> Observer:
+    def watch(site: Site, values: SiteValues) -> None:
+        for what, value in (("input", values.x), ("pre-activation", values.z)):
+            if not bool(torch.isfinite(value).all()):
+                raise CalibrationError(
+                    f"site {site.name!r} (node {site.node!r}): its {what}, shape {list(value.shape)}, "
+                    "holds NaN or infinity",
+                    hint="check the weights and the calibration data",
+                )
+        observe(site, values)
+
+    return watch

@@ -1,0 +1,126 @@
+"""Thresholds for `Calibrated`: per neuron, the largest that loses at most a share of its energy.
+
+The energy of a neuron is the sum of ``activation(z)^2`` over all examples and pixels. Two streaming passes: the first
+finds, per neuron, an interval that must hold the threshold; the second fills a histogram of the energy over ``S + c``
+in that interval. Only the bins' edges can become thresholds, so a bin is given up whole or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BINS = 512
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a neuron's threshold lies.
+
+    Attributes:
+        low: [out], the lowest edge; energy below it is within the budget of the first stage.
+        width: [out], of one bin.
+        energy: [out], all of the neuron's energy.
+        highest: [out], the largest ``S + c`` seen, alive or not.
+    """
+
+    low: Tensor
+    width: Tensor
+    energy: Tensor
+    highest: Tensor
+
+    def edges(self, index: Tensor) -> Tensor:
+        """[out], the edge of this index, 0 to BINS."""
+        return self.low + index * self.width
+
+
+class EnergyRange:
+    """Streaming statistics of one candidate's ``S + c`` at one stage, weighted by energy."""
+
+    def __init__(self, neurons: int, device: torch.device) -> None:
+        zeros = torch.zeros(neurons, dtype=torch.float64, device=device)
+        self.energy, self._first, self._second = zeros, zeros.clone(), zeros.clone()
+        self._lowest_alive, self._highest_alive, self._highest = zeros + math.inf, zeros - math.inf, zeros - math.inf
+
+    def update(self, known: Tensor, energy: Tensor) -> None:
+        """Adds samples.
+
+        Args:
+            known: [out, samples], ``S + c``.
+            energy: [out, samples], float64, zero where the neuron is dead.
+        """
+        known = known.double()
+        alive = energy > 0
+        self.energy = self.energy + energy.sum(1)
+        self._first = self._first + (energy * known).sum(1)
+        self._second = self._second + (energy * known.square()).sum(1)
+        self._lowest_alive = self._lowest_alive.minimum(known.masked_fill(~alive, math.inf).amin(1))
+        self._highest_alive = self._highest_alive.maximum(known.masked_fill(~alive, -math.inf).amax(1))
+        self._highest = self._highest.maximum(known.amax(1))
+
+    def interval(self, least: float, most: float) -> Interval:
+        """The interval in which the threshold lies, whatever share of the energy between these two it may lose.
+
+        By Cantelli's inequality the quantile at q of a distribution with mean m and deviation s lies between
+        ``m - s*sqrt((1-q)/q)`` and ``m + s*sqrt(q/(1-q))``; no bins are spent outside, however long its tails.
+        """
+        energy = self.energy.clamp_min(torch.finfo(torch.float64).tiny)
+        mean = self._first / energy
+        deviation = (self._second / energy - mean.square()).clamp_min(0.0).sqrt()
+        below = math.sqrt((1 - least) / least) if least > 0 else math.inf
+        low = self._lowest_alive
+        if math.isfinite(below):
+            low = low.maximum(mean - below * deviation)
+        high = self._highest_alive.minimum(mean + math.sqrt(most / (1 - most)) * deviation).maximum(low)
+        scale = torch.maximum(low.abs(), high.abs()).clamp_min(1e-30)
+        # Never thinner than float32 can tell apart; the lowest edge keeps half a bin clear of the lowest living sample.
+        width = ((high - low) / BINS).maximum(scale * 1e-6)
+        dead = self.energy == 0
+        low = (low - width / 2).masked_fill(dead, 0.0)
+        return Interval(low, width.masked_fill(dead, 1.0), self.energy, self._highest)
+
+
+class EnergyHistogram:
+    """Streaming histogram of one candidate's energy over ``S + c`` at one stage; the end bins are open."""
+
+    def __init__(self, interval: Interval) -> None:
+        self.interval = interval
+        self._bins = torch.zeros(len(interval.low), BINS + 2, dtype=torch.float64, device=interval.low.device)
+
+    def update(self, known: Tensor, energy: Tensor) -> None:
+        """Adds samples: [out, samples] each; samples of no energy (dead, or stopped before) do not count."""
+        neuron, sample = torch.nonzero(energy, as_tuple=True)
+        position = (known[neuron, sample].double() - self.interval.low[neuron]) / self.interval.width[neuron]
+        index = position.floor().clamp(-1, BINS).long() + 1
+        weights = energy[neuron, sample]
+        flat = torch.bincount(neuron * (BINS + 2) + index, weights=weights, minlength=self._bins.numel())
+        self._bins += flat.reshape(self._bins.shape)
+
+    def thresholds(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest edges below which at most ``allowed`` energy lies, and the energy that lies there.
+
+        A neuron that never came alive stops wherever ``S + c`` is at most the largest value seen: beyond that there is
+        no evidence.
+
+        Args:
+            allowed: [out], float64.
+
+        Returns:
+            thresholds [out], float32, rounded down; energy lost [out], float64.
+        """
+        below = self._bins.cumsum(1)[:, : BINS + 1]
+        index = (below <= allowed.unsqueeze(1)).sum(1) - 1
+        lost = below.gather(1, index.clamp_min(0).unsqueeze(1)).squeeze(1)
+        edges = _just(self.interval.edges(index), -math.inf)
+        edges = edges.masked_fill(index < 0, -math.inf)
+        dead = self.interval.energy == 0
+        return torch.where(dead, _just(self.interval.highest, math.inf), edges), lost.masked_fill(index < 0, 0.0)
+
+
+def _just(values: Tensor, towards: float) -> Tensor:
+    """The float32 next to these values, on the side of ``towards``."""
+    near = values.float()
+    return torch.nextafter(near, torch.full_like(near, towards))
