@@ -1,0 +1,115 @@
+"""What an explanation says, as sections of text, tables and code that each renderer draws its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Attributes:
+        text: what it says.
+        fraction: from 0 to 1, where a page may draw a bar.
+        tone: good and bad are coloured, quiet is greyed.
+        mono: a name or a formula rather than prose.
+    """
+
+    text: str
+    fraction: float | None = None
+    tone: Literal["", "good", "bad", "quiet"] = ""
+    mono: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title, and on which side its entries stand."""
+
+    title: str
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows, each row as long as there are columns."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part.
+
+    Attributes:
+        title: of the part ("" for the opening one).
+        paragraphs: prose before the table.
+        table: or None.
+        code: Python text, or "".
+    """
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    table: Table | None = None
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that stands large at the top of a page."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """All of it: a title, one sentence, the large numbers, and the sections."""
+
+    title: str
+    summary: str
+    figures: tuple[Figure, ...] = ()
+    sections: tuple[Section, ...] = field(default_factory=tuple)
+
+
+def columns(*titles: str) -> tuple[Column, ...]:
+    """Columns from titles; a title that starts with ``>`` stands right."""
+    return tuple(Column(title.removeprefix(">"), title.startswith(">")) for title in titles)
+
+
+def name_cell(text: str) -> Cell:
+    """A module path, a parameter, a guard: set like code."""
+    return Cell(text, mono=True)
+
+
+def flops_text(flops: float | str | None) -> str:
+    """FLOPs with a unit prefix; a formula in symbolic sizes as it is; a dash for None."""
+    if flops is None:
+        return "-"
+    if isinstance(flops, str):
+        return flops
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(flops) >= limit:
+            return f"{flops / limit:,.2f} {prefix}"
+    return f"{flops:,.0f}"
+
+
+def percent_text(fraction: float | None, digits: int = 1) -> str:
+    """A fraction in percent; a dash for None."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def percents_text(fractions: Sequence[float]) -> str:
+    """Fractions one after another, in whole percents: "62, 48, 41 %"."""
+    return ", ".join(f"{100 * fraction:.0f}" for fraction in fractions) + " %" if fractions else "-"
+
+
+def removed_cell(fraction: float | None) -> Cell:
+    """FLOPs removed: good if any, bad if staging costs more than it saves."""
+    if fraction is None:
+        return Cell("-", tone="quiet")
+    return Cell(percent_text(fraction), max(0.0, fraction), "good" if fraction > 0 else "bad")
