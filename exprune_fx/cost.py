@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 import sympy
 import torch
@@ -126,7 +127,7 @@ def _norm_flops(gm_input: fx.Node, site: Site, pixels_out: Expr, seen: int) -> E
 def _prefix_work(site: Site, outputs: Expr, stages: Sequence[int], alive: Sequence[Expr]) -> Expr:
     going = [sympy.Integer(1), *alive]
     ends = [0, *stages, site.terms]
-    terms = sum(share * (last - first) for share, first, last in zip(going, ends, ends[1:], strict=True))
+    terms = sum(share * (last - first) for share, (first, last) in zip(going, pairwise(ends), strict=True))
     return 2 * site.elements_per_term * outputs * terms
 
 

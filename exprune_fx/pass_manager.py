@@ -18,6 +18,8 @@ from exprune_fx.graph.verify import verify
 
 _log = logging.getLogger(__name__)
 _PASS_TEXT = re.compile(r"(?P<name>[a-z0-9]+(-[a-z0-9]+)*)(\{(?P<options>.*)\})?", re.DOTALL)
+# A quoted string as repr writes it, or one other character.
+_TOKEN = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|.", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def run_pipeline(gm: fx.GraphModule, passes: tuple[Pass, ...], *, verify_between
     for step in passes:
         before = _fingerprint(gm) if verify_between else ()
         result = _run_one(step, gm)
-        _log.debug("%s: changed=%s, edits=%d", describe((step,)), result.changed, result.edits)
+        _log.debug("%s: changed=%s, edits=%d", step.name, result.changed, result.edits)
         if verify_between:
             if _fingerprint(gm) != before:
                 raise PassError(f"pass {step.name!r} changed the graph or a tensor that it was given")
@@ -166,18 +168,15 @@ def _literal(text: str) -> Any:
 
 def _split(text: str) -> Iterator[str]:
     """Splits at the commas that are inside no bracket and no quotes."""
-    depth, start, quote = 0, 0, ""
-    for position, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote and text[position - 1] != "\\" else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "([{":
+    depth, start = 0, 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in "([{":
             depth += 1
-        elif char in ")]}":
+        elif token in ")]}":
             depth -= 1
-        elif char == "," and depth == 0:
-            yield text[start:position].strip()
-            start = position + 1
+        elif token == "," and depth == 0:
+            yield text[start : match.start()].strip()
+            start = match.end()
     if text[start:].strip():
         yield text[start:].strip()

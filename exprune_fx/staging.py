@@ -20,26 +20,29 @@ ROLE_KEY = "exprune_role"  # "stopped" (bool, after a stage), "finish" (the acti
 STAGE_KEY = "exprune_stage"  # of a "stopped" node: the index of its stage
 
 
-def stage_site(gm: fx.GraphModule, site: Site, entry: SitePlan, made_by: str) -> None:
+def stage_site(gm: fx.GraphModule, site: Site, entry: SitePlan, nodes: dict[str, fx.Node], made_by: str) -> None:
     """Replaces a site's activation by its staged form, in place; the dense nodes are left without users.
 
     Args:
         gm: the graph module to edit, which nobody else holds.
         site: a site of it, without an obstacle.
         entry: what was decided for it, not dense.
+        nodes: by the names that sites know them by; the activation's name is given to the node that replaces it, so
+            that a later site whose residual it is finds it.
         made_by: the name of the pass that asks.
 
     Raises:
         PassError: there is no rewrite for the entry's guard.
     """
-    _Stager(gm, site, entry, made_by).rewrite()
+    nodes[site.activation_node] = _Stager(gm, site, entry, nodes, made_by).rewrite()
 
 
 class _Stager:
     """Writes one site's nodes, in front of its activation."""
 
-    def __init__(self, gm: fx.GraphModule, site: Site, entry: SitePlan, pass_name: str) -> None:
-        nodes = {node.name: node for node in gm.graph.nodes}
+    def __init__(
+        self, gm: fx.GraphModule, site: Site, entry: SitePlan, nodes: dict[str, fx.Node], pass_name: str
+    ) -> None:
         self.gm, self.site, self.entry, self.pass_name = gm, site, entry, pass_name
         self.reduction, self.activation = nodes[site.node], nodes[site.activation_node]
         self.residual = nodes[site.residual] if site.residual else None
@@ -49,7 +52,7 @@ class _Stager:
         self.tensor = tensor_at(gm, site.weight).detach()
         self.constant: fx.Node | None = None
 
-    def rewrite(self) -> None:
+    def rewrite(self) -> fx.Node:
         """Head and guard for each stage, then the finish in the activation's place."""
         if self.bias is not None or self.residual is not None:
             self.constant = self._call(exprune.constant_term.default, self.bias, self.residual, self.site.spatial_dims)
@@ -60,6 +63,7 @@ class _Stager:
         finish = self._finish(partial, stopped, start)
         self._mark(finish, "finish")
         replace_node(self.gm, self.activation, finish)
+        return finish
 
     # --- heads --------------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from exprune_fx.errors import PlanError
 from exprune_fx.graph.edits import copy_graph_module
 from exprune_fx.pass_manager import PassResult
-from exprune_fx.symmetry import symmetries
+from exprune_fx.symmetry import GroupElement, symmetries
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class ReorderTermsPass:
                     f"{self.name}: cannot order group {name!r} by {len(order)} members ({found})",
                     hint="give the plan that was made for this model",
                 )
-            group.apply_(result, group.element(order))
+            group.apply_(result, _element(name, order))
         result.meta["exprune_orders"] = {**done, **due}
         return PassResult(result, changed=True, edits=len(due))
+
+
+def _element(group: str, order: tuple[int, ...]) -> GroupElement:
+    """The element that brings old member ``order[i]`` to position i."""
+    return GroupElement(group, torch.argsort(torch.tensor(order)).unsqueeze(0))

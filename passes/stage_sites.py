@@ -42,11 +42,12 @@ class StageSitesPass:
             return PassResult(gm, changed=False, edits=0)
         result = copy_graph_module(gm)
         sites = {site.name: site for site in find_sites(result)}
+        nodes = {node.name: node for node in result.graph.nodes}
         for entry in due:
             site = sites.get(entry.site)
             _check(entry, site, self.name)
             assert site is not None
-            stage_site(result, site, entry, self.name)
+            stage_site(result, site, entry, nodes, self.name)
         remove_dead(result)
         recompile(result)
         return PassResult(result, changed=True, edits=len(due))

@@ -123,14 +123,20 @@ def _extended(chain: _Chain | None, node: fx.Node) -> _Chain | None:
 
 
 def _walk_back_add(node: fx.Node) -> _Chain | None:
-    """Of ``a + b`` one side is the reduction, the other what is known: the reduction with more terms is worth more."""
+    """Of ``a + b`` one side is the reduction, the other what is known: the reduction with more terms is worth more.
+
+    Neither side is broadcast or promoted: a staged form has the shape and type of its reduction.
+    """
     first, second = node.args
     if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)) or first is second:
         return None
     candidates = [
         replace(chain, residual=other)
         for side, other in ((first, second), (second, first))
-        if _same_shape(other, node) and (chain := _walk_back(side)) is not None and chain.residual is None
+        if _same_shape(side, node)
+        and _same_shape(other, node)
+        and (chain := _walk_back(side)) is not None
+        and chain.residual is None
     ]
     return _extended(max(candidates, key=_macs_per_output, default=None), node)
 
@@ -207,6 +213,12 @@ def _obstacle(chain: _Chain, geometry: ConvGeometry | None, terms: int) -> str:
     return "" if terms > 1 else "it has one term only"
 
 
+def _only_group(report: SymmetryReport, weight: str) -> str | None:
+    """The group of the output axis, if it is one."""
+    groups = report.groups_of(weight, 0)
+    return groups[0].name if len(groups) == 1 else None
+
+
 def _make_site(
     gm: fx.GraphModule,
     report: SymmetryReport,
@@ -239,7 +251,7 @@ def _make_site(
         exchangeable=verdict.exchangeable,
         reason=verdict.reason,
         input_group=verdict.group,
-        output_group=report.group_name_of(weight.name, 0),
+        output_group=_only_group(report, str(weight.target)),
         obstacle=_obstacle(chain, geometry, verdict.terms),
     )
 

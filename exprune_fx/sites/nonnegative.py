@@ -12,6 +12,7 @@ aten = torch.ops.aten
 
 _ALWAYS = {
     aten.relu.default,
+    aten.relu6.default,
     aten.sigmoid.default,
     aten.hardsigmoid.default,
     aten.abs.default,
@@ -28,8 +29,6 @@ _KEEPS_FIRST = {
     aten.max_pool3d.default,
     aten.max_pool2d_with_indices.default,
     aten.avg_pool1d.default,
-    aten.avg_pool2d.default,
-    aten.avg_pool3d.default,
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool2d.default,
@@ -68,9 +67,20 @@ _KEEPS_FIRST = {
 _SUMS_AND_PRODUCTS = {aten.add.Tensor, aten.mul.Tensor, aten.maximum.default}
 
 
+def _argument(node: fx.Node, place: int, name: str, default: object = None) -> object:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
 def _clamped(node: fx.Node) -> bool:
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    low, high = _argument(node, 1, "min"), _argument(node, 2, "max")
+    if high is not None and not (isinstance(high, int | float) and high >= 0):
+        return False  # where the bounds cross, the upper one wins
     return isinstance(low, int | float) and low >= 0
+
+
+def _averaged(node: fx.Node) -> bool:
+    divisor = _argument(node, 6, "divisor_override")
+    return (divisor is None or (isinstance(divisor, int) and divisor > 0)) and is_nonnegative(node.args[0])
 
 
 def _even_power(node: fx.Node) -> bool:
@@ -78,7 +88,7 @@ def _even_power(node: fx.Node) -> bool:
 
 
 def _zero_padded(node: fx.Node) -> bool:
-    value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
+    value = _argument(node, 2, "value", 0)
     return isinstance(value, int | float) and value >= 0 and is_nonnegative(node.args[0])
 
 
@@ -86,6 +96,8 @@ _BY_ARGUMENTS: dict[object, Callable[[fx.Node], bool]] = {
     aten.clamp.default: _clamped,
     aten.clamp_min.default: _clamped,
     aten.hardtanh.default: _clamped,
+    aten.avg_pool2d.default: _averaged,
+    aten.avg_pool3d.default: _averaged,
     aten.pow.Tensor_Scalar: _even_power,
     aten.constant_pad_nd.default: _zero_padded,
 }
