@@ -124,7 +124,7 @@ def randomise(model: nn.Module, generator: torch.Generator) -> nn.Module:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
         if parameter.dim() <= 1:
-            centre = 1.0 if name.endswith("weight") else 0.0
+            centre = 1.0 if name.endswith("weight") else 0.3  # positive: few units that are dead for every input
             parameter.copy_(centre + 0.4 * noise)
         else:
             parameter.copy_(noise * (2.0 / math.prod(parameter.shape[1:])) ** 0.5)
