@@ -168,7 +168,6 @@ def _symmetric_padding(padding: object, kernel: tuple[int, ...], dilation: tuple
     if padding == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return None if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
-    assert isinstance(padding, list | tuple)
     return _per_dim(padding, len(kernel))
 
 

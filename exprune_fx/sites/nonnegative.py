@@ -87,6 +87,13 @@ def _even_power(node: fx.Node) -> bool:
     return node.args[1] in (2, 4, 2.0, 4.0)
 
 
+def _padded(node: fx.Node) -> bool:
+    value = _argument(node, 3, "value")
+    if _argument(node, 2, "mode", "constant") == "constant" and value is not None:
+        return isinstance(value, int | float) and value >= 0 and is_nonnegative(node.args[0])
+    return is_nonnegative(node.args[0])  # with zeros, or with copies of elements
+
+
 def _zero_padded(node: fx.Node) -> bool:
     value = _argument(node, 2, "value", 0)
     return isinstance(value, int | float) and value >= 0 and is_nonnegative(node.args[0])
@@ -100,6 +107,7 @@ _BY_ARGUMENTS: dict[object, Callable[[fx.Node], bool]] = {
     aten.avg_pool3d.default: _averaged,
     aten.pow.Tensor_Scalar: _even_power,
     aten.constant_pad_nd.default: _zero_padded,
+    aten.pad.default: _padded,
 }
 
 
