@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from exprune_fx.errors import SymmetryError
+from exprune_fx.symmetry.families import settle_families
 from exprune_fx.symmetry.layouts import Axes, as_size
 from exprune_fx.symmetry.rules import RULES
 from exprune_fx.symmetry.rules.table import Context, State
@@ -73,13 +74,12 @@ def analyse(gm: fx.GraphModule) -> Analysis:
     state = State()
     constants = set(gm.meta.get("exprune_constants", ()))
     stored = gm.state_dict()
-    parameters: dict[str, Axes] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    parameters = state.parameters
     for node in gm.graph.nodes:
         if node.op == "get_attr" and isinstance(tensor := fetch(gm, node.target), torch.Tensor):
             axes = tuple(state.unifier.fresh(size) for size in tensor.shape)
             state.axes[node.name] = parameters.setdefault(node.target, axes)
-            shapes[node.target] = tuple(tensor.shape)
+            state.shapes[node.target] = tuple(tensor.shape)
             if node.target in constants or node.target not in stored:
                 del parameters[node.target]
                 _pin_constant(state.unifier, axes, tensor, node.target)
@@ -95,7 +95,8 @@ def analyse(gm: fx.GraphModule) -> Analysis:
                 f"node {node.name} is a {node.op}, which the dialect does not have",
                 hint="bring the model in by capture()",
             )
-    return Analysis(state.unifier, state.axes, parameters, shapes, state, fingerprint(gm))
+    settle_families(state)
+    return Analysis(state.unifier, state.axes, parameters, state.shapes, state, fingerprint(gm))
 
 
 def _pin_all(state: State, node: fx.Node, what: str) -> None:

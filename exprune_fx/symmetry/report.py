@@ -13,7 +13,7 @@ from torch import fx
 from exprune_fx.errors import SymmetryError
 from exprune_fx.symmetry.analysis import Analysis, analyse
 from exprune_fx.symmetry.groups import Member, SymmetryGroup
-from exprune_fx.symmetry.layouts import Axes, Run, Size
+from exprune_fx.symmetry.layouts import Axes, Layout, Run, Size
 from exprune_fx.symmetry.rules.table import KERNEL_POSITION
 from exprune_fx.symmetry.wreath import index_atoms
 
@@ -157,12 +157,18 @@ def symmetries(gm: fx.GraphModule) -> SymmetryReport:
         SymmetryError: the graph is not in the dialect.
     """
     analysis = analyse(gm)
-    runs = {t: tuple(analysis.unifier.runs(axis) for axis in axes) for t, axes in analysis.parameters.items()}
+    runs = {t: tuple(_runs(analysis, axis) for axis in axes) for t, axes in analysis.parameters.items()}
     atoms = _parameter_atoms(analysis, runs)
     indices = index_atoms(analysis, atoms)
     names = _names(atoms, runs, analysis)
     groups = tuple(_group(analysis, atom, indices[atom], names, runs) for atom in atoms)
     return SymmetryReport(groups, analysis)
+
+
+def _runs(analysis: Analysis, axis: Layout) -> tuple[Run, ...]:
+    """Runs without their trivial factors."""
+    runs = analysis.unifier.runs(axis)
+    return tuple(Run(run.offset, tuple(factor for factor in run.factors if factor[1] != 1)) for run in runs)
 
 
 Runs = dict[str, tuple[tuple[Run, ...], ...]]

@@ -2,132 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from exprune_fx.symmetry.layouts import Layout, Run, Segment, Size, less, product, quotient, same_size
+from exprune_fx.symmetry.atoms import Atoms, Entries
+from exprune_fx.symmetry.layouts import Layout, Segment, Size, less, quotient, same_size
 
 _MAX_SEGMENTS = 4096
 MISALIGNED = "is read with two factorisations that do not align"
 
 
-class Unifier:
+class Unifier(Atoms):
     """Atoms, what they stand for, and which of them are pinned.
 
     Unifying an atom with an atom joins them; an atom with a composite layout refines the atom everywhere; two
     composites are cut and factored until they align. What cannot be aligned is pinned. Nothing is ever undone: every
     step makes the symmetry group smaller or leaves it as it is, so the order of steps does not matter for soundness.
     """
-
-    def __init__(self) -> None:
-        self._sizes: list[Size] = []
-        self._bound: dict[int, Layout] = {}
-        self._pins: dict[int, str] = {}
-
-    def atom(self, size: Size) -> int:
-        """A new atom with `size` members."""
-        self._sizes.append(size)
-        return len(self._sizes) - 1
-
-    def fresh(self, size: Size) -> Layout:
-        """The layout of one new atom."""
-        return ((self.atom(size),),)
-
-    def size_of(self, atom: int) -> Size:
-        """Number of members of an atom."""
-        return self._sizes[atom]
-
-    def segment_size(self, segment: Segment) -> Size:
-        """Number of positions in a segment."""
-        return product(self._sizes[factor] for factor in segment)
-
-    def size(self, layout: Layout) -> Size:
-        """Number of positions of a layout."""
-        return sum((self.segment_size(segment) for segment in layout), start=0)
-
-    def is_leaf(self, atom: int) -> bool:
-        """Whether the atom stands for itself."""
-        return atom not in self._bound
-
-    # ---------------------------------------------------------------------------------------------- normal form
-
-    def resolve(self, layout: Layout) -> Layout:
-        """Substitute bound atoms; outer concatenations distribute over inner factors, factors of size 1 go.
-
-        Inner factors may still be atoms that stand for a concatenation: (h, a + b) is no concatenation of products.
-        """
-        return tuple(done for segment in layout for done in self._resolve_segment(segment))
-
-    def _resolve_segment(self, segment: Segment) -> Layout:
-        kept: list[int] = []
-        outer: Layout = ()
-        for factor in segment:
-            if self._sizes[factor] == 1:
-                continue
-            inner = self._factor(factor)
-            if len(inner) == 1:
-                kept.extend(inner[0])
-            elif kept or outer:
-                kept.append(factor)
-            else:
-                outer = inner
-        if not outer:
-            return (tuple(kept) or self._factor(segment[0])[0],)
-        return tuple((tuple(atom for atom in head if self._sizes[atom] != 1) + tuple(kept)) or head for head in outer)
-
-    def _factor(self, atom: int) -> Layout:
-        if atom not in self._bound:
-            return ((atom,),)
-        resolved = self.resolve(self._bound[atom])
-        self._bound[atom] = resolved
-        return resolved
-
-    def leaves(self, layout: Layout) -> frozenset[int]:
-        """All leaf atoms of a layout."""
-        return frozenset(atom for run in self.products(layout) for atom in run)
-
-    def products(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
-        """The layout as a set of products of leaf atoms (outer first), one for every run of positions."""
-        found: list[tuple[int, ...]] = []
-        for segment in self.resolve(layout):
-            partial: list[tuple[int, ...]] = [()]
-            for factor in segment:
-                inner = ((factor,),) if self.is_leaf(factor) else self.products(((factor,),))
-                partial = [(*left, *right) for left in partial for right in inner]
-            found.extend(partial)
-        return tuple(found)
-
-    def runs(self, layout: Layout) -> tuple[Run, ...]:
-        """The layout of a static axis as strided runs of positions."""
-        found: list[Run] = []
-        start = 0
-        for segment in self.resolve(layout):
-            partial = [Run(0, ())]
-            stride = 1
-            for factor in reversed(segment):
-                size = self._sizes[factor]
-                inner = (Run(0, ((factor, size, 1),)),) if self.is_leaf(factor) else self.runs(((factor,),))
-                partial = [_nest(new, old, stride) for old in partial for new in inner]
-                stride *= size
-            found.extend(Run(run.offset + start, run.factors) for run in partial)
-            start += stride
-        return tuple(found)
-
-    # ------------------------------------------------------------------------------------------------- pinning
-
-    def pin(self, layout: Layout, reason: str) -> None:
-        """Tell the positions of a layout apart, for a reason in words; the first reason is kept."""
-        for atom in self.leaves(layout):
-            self._pins.setdefault(atom, reason)
-
-    def pin_reason(self, atom: int) -> str | None:
-        """Why a leaf atom is pinned, None where it is free."""
-        return self._pins.get(atom)
-
-    def pinned(self, layout: Layout) -> bool:
-        """Whether every leaf atom of the layout is pinned."""
-        return all(atom in self._pins for atom in self.leaves(layout))
-
-    # ------------------------------------------------------------------------------------------- tying together
 
     def unify(self, left: Layout, right: Layout) -> None:
         """Tie two axes: position i of the one is position i of the other."""
@@ -141,11 +31,20 @@ class Unifier:
                 self._bind(one[0][0], other)
             elif self._is_leaf(other):
                 self._bind(other[0][0], one)
-            elif not self._settle_pinned(one, other):
+            elif self._settle_pinned(one, other):
+                continue
+            elif self._is_family(one):
+                work.extend(self._align_family(one[0][0], other))
+            elif self._is_family(other):
+                work.extend(self._align_family(other[0][0], one))
+            else:
                 work.extend(self._align(one, other))
 
     def _is_leaf(self, layout: Layout) -> bool:
         return len(layout) == 1 and len(layout[0]) == 1 and self.is_leaf(layout[0][0])
+
+    def _is_family(self, layout: Layout) -> bool:
+        return len(layout) == 1 and len(layout[0]) == 1 and self.is_family(layout[0][0])
 
     def _settle_pinned(self, one: Layout, other: Layout) -> bool:
         """Where one side is told apart entirely, so is the other: no structure is left to align."""
@@ -206,6 +105,54 @@ class Unifier:
         factors.extend(parts)
         return ((whole,),), (parts,)
 
+    # ------------------------------------------------------------------------------------------------ families
+
+    def _align_family(self, family: int, other: Layout) -> list[tuple[Layout, Layout]]:
+        if self._is_family(other):
+            pairs = self._matching(self._families[family], self._families[other[0][0]])
+            if pairs is not None:
+                self._bound[family] = other
+                del self._families[family]
+                return [(((one,),), ((two,),)) for one, two in pairs]
+        elif all(self.is_leaf(f) for s in other for f in s) and not self.leaves(other) & self.index_leaves(family):
+            self._expose(family, other)
+            return []
+        self.collapse(family)
+        return [(((family,),), other)]
+
+    def _matching(self, one: Entries, other: Entries) -> list[tuple[int, int]] | None:
+        """Members of two families for the same pieces of the same index; None where the pieces differ."""
+        named = {self.leaves(((index,),)): member for index, member in other}
+        found = [(member, named.get(self.leaves(((index,),)))) for index, member in one]
+        if len(one) != len(other) or any(match is None for _, match in found):
+            return None
+        return [(member, match) for member, match in found if match is not None]
+
+    def _expose(self, family: int, layout: Layout) -> None:
+        """Give a family the structure of a layout of leaves: each of these becomes a family."""
+        entries = self._families.pop(family)
+        self._bound[family] = layout
+        atoms = dict.fromkeys(factor for segment in layout for factor in segment)
+        clones = {atom: self.vary(atom, [index for index, _ in entries]) for atom in atoms}
+        for k, (_, member) in enumerate(entries):
+            self.unify(((member,),), tuple(tuple(clones[f][k] for f in segment) for segment in layout))
+
+    def vary(self, atom: int, pieces: Sequence[int]) -> list[int]:
+        """Make a leaf atom a family with a new member for each piece of an index; the most general reading of it."""
+        members = [self.atom(self._sizes[atom]) for _ in pieces]
+        self._families[atom] = tuple(zip(pieces, members, strict=True))
+        reason = self._pins.pop(atom, None)
+        if reason is not None:
+            self.pin(((atom,),), reason)
+        return members
+
+    def collapse(self, family: int) -> None:
+        """Make all members of a family one: its index does not always go with it."""
+        (_, first), *others = self._families.pop(family)
+        self._bound[family] = ((first,),)
+        for _, member in others:
+            self.unify(((first,),), ((member,),))
+
     # ------------------------------------------------------------------------------------------------- cutting
 
     def cut(self, segment: Segment, position: Size) -> bool:
@@ -221,12 +168,23 @@ class Unifier:
             parts = [before, 1, whole - before - 1]
         else:
             return False
-        pieces = tuple((self.atom(part),) for part in parts if part != 0)
+        pieces = [self.atom(part) for part in parts if part != 0]
         if len(pieces) > 1:
-            self._bind(outer, pieces)
+            self._cut_outer(outer, rest, pieces)
         if not remainder:
             return True
-        return self._cut_at(self.resolve((rest,)), remainder)
+        middle = pieces[1 if before else 0] if len(pieces) > 1 else outer
+        return self._cut_at(self.resolve(((middle, *rest),)), remainder)
+
+    def _cut_outer(self, outer: int, rest: Segment, pieces: list[int]) -> None:
+        layout = tuple((piece,) for piece in pieces)
+        if self.is_family(outer):
+            self._expose(outer, layout)
+            return
+        self._bind(outer, layout)
+        for inner in rest:
+            if self.is_leaf(inner) and self._sizes[inner] != 1 and inner not in self._pins and inner != outer:
+                self.vary(inner, pieces)
 
     def _cut_at(self, layout: Layout, position: Size) -> bool:
         return self.split(layout, (position, self.size(layout) - position)) is not None
@@ -251,9 +209,3 @@ class Unifier:
                     return None
             pieces.append(tuple(taken))
         return pieces
-
-
-def _nest(outer: Run, inner: Run, stride: int) -> Run:
-    """The run that steps through `outer` in units of `stride`, each step covering `inner`."""
-    factors = tuple((atom, size, step * stride) for atom, size, step in outer.factors)
-    return Run(outer.offset * stride + inner.offset, factors + inner.factors)

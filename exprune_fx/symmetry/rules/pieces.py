@@ -43,11 +43,34 @@ def stack(ctx: Context) -> Axes:
 
 
 def _pieces(ctx: Context, layout: Layout, sizes: Sequence[Size]) -> list[Layout]:
+    if len(sizes) == 1:
+        return [layout]
+    companions = {atom: _companions(ctx, atom) for atom in ctx.unifier.leaves(layout)}
     found = ctx.unifier.split(layout, sizes)
+    for atom, inner in companions.items():
+        if not ctx.unifier.is_leaf(atom) and not ctx.unifier.is_family(atom):
+            pieces = [segment[0] for segment in ctx.unifier.resolve(((atom,),))]
+            for other in inner:
+                if ctx.unifier.is_leaf(other):
+                    ctx.unifier.vary(other, pieces)
     if found is not None:
         return found
     ctx.pin(layout, "has its positions told apart by")
     return [ctx.fresh_pinned(size, "is a piece taken by") for size in sizes]
+
+
+def _companions(ctx: Context, atom: int) -> list[int]:
+    """Free atoms that stand beside this one wherever they occur in parameters: each piece may have its own."""
+    runs = [run for axes in ctx.state.parameters.values() for axis in axes for run in ctx.unifier.products(axis)]
+    beside = {other for run in runs if run.count(atom) == 1 for other in run} - {atom}
+    alone = {other for run in runs if atom not in run for other in run}
+    return sorted(other for other in beside - alone if ctx.unifier.pin_reason(other) is None)
+
+
+def _narrowed(ctx: Context, axes: Axes, dim: int, piece: Layout) -> list[Layout]:
+    """Axes of a value of which one piece along `dim` is taken."""
+    others = [ctx.unifier.specialise(axis, piece) for axis in axes]
+    return [*others[:dim], piece, *others[dim + 1 :]]
 
 
 @rule(*packets("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk unsafe_split_with_sizes"))
@@ -57,7 +80,7 @@ def split(ctx: Context) -> Result:
     dim = ctx.dim(node, ctx["dim"])
     axes = ctx.axes(node)
     sizes = [as_size(value.shape[dim]) for value in ctx.node.meta["val"]]
-    return [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in _pieces(ctx, axes[dim], sizes)]
+    return [tuple(_narrowed(ctx, axes, dim, piece)) for piece in _pieces(ctx, axes[dim], sizes)]
 
 
 @rule(*packets("unbind"))
@@ -66,8 +89,9 @@ def unbind(ctx: Context) -> Result:
     node = ctx["self"]
     dim = ctx.dim(node, ctx["dim"])
     axes = ctx.axes(node)
-    _pieces(ctx, axes[dim], [1] * len(ctx.node.meta["val"]))
-    return [(*axes[:dim], *axes[dim + 1 :])] * len(ctx.node.meta["val"])
+    pieces = _pieces(ctx, axes[dim], [1] * len(ctx.node.meta["val"]))
+    narrowed = [_narrowed(ctx, axes, dim, piece) for piece in pieces]
+    return [(*each[:dim], *each[dim + 1 :]) for each in narrowed]
 
 
 @rule(*packets("slice narrow slice_copy"))
@@ -85,8 +109,8 @@ def slice_(ctx: Context) -> Axes:
         axes[dim] = ctx.fresh_pinned(kept, "is a piece taken by")
         return tuple(axes)
     rest = whole - start - kept
-    axes[dim] = _pieces(ctx, axes[dim], [start, kept, rest])[1]
-    return tuple(axes)
+    piece = _pieces(ctx, axes[dim], [start, kept, rest])[1]
+    return tuple(_narrowed(ctx, tuple(axes), dim, piece))
 
 
 def _bound(value: Any, whole: Size) -> Size | None:
@@ -109,6 +133,7 @@ def select(ctx: Context) -> Axes:
     index = _bound(ctx["index"], whole)
     if index is None:
         ctx.pin(axes[dim], "has a position chosen by")
-    else:
-        _pieces(ctx, axes[dim], [index, 1, whole - index - 1])
-    return (*axes[:dim], *axes[dim + 1 :])
+        return (*axes[:dim], *axes[dim + 1 :])
+    piece = _pieces(ctx, axes[dim], [index, 1, whole - index - 1])[1]
+    narrowed = _narrowed(ctx, axes, dim, piece)
+    return (*narrowed[:dim], *narrowed[dim + 1 :])

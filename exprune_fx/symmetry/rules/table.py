@@ -43,6 +43,8 @@ class State:
 
     unifier: Unifier = field(default_factory=Unifier)
     axes: dict[str, Any] = field(default_factory=dict)  # node name -> Axes | list[Axes]
+    parameters: dict[str, Axes] = field(default_factory=dict)  # get_attr target -> Axes
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
 
