@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx
@@ -108,24 +108,25 @@ def _only_dtype(node: Node, source: Node) -> bool:
 
 def _unit_step(node: Node, _source: Node) -> bool:
     """With step 1, a slice of the same size holds everything."""
-    return len(node.args) < 5 or node.args[4] == 1
+    return len(node.args) < 5 or bool(node.args[4] == 1)
 
 
 def _identity_permutation(node: Node, source: Node) -> bool:
     dims, rank = node.args[1], source.meta["val"].dim()
-    return isinstance(dims, list | tuple) and [int(d) % rank for d in dims] == list(range(rank))  # type: ignore[arg-type]
+    return isinstance(dims, list | tuple) and [cast(int, d) % rank for d in dims] == list(range(rank))
 
 
 def _same_dims(node: Node, source: Node) -> bool:
     rank = max(source.meta["val"].dim(), 1)
     first, second = node.args[1:3]
-    return isinstance(first, int) and isinstance(second, int) and first % rank == second % rank
+    return isinstance(first, int) and isinstance(second, int) and bool(first % rank == second % rank)
 
 
 def _adds_zero(node: Node, source: Node) -> bool:
     """X + 0 is x for integers; for floats it turns -0.0 into 0.0."""
     dtype = source.meta["val"].dtype
-    return not (dtype.is_floating_point or dtype.is_complex) and _operand_is(node, 0)
+    exact = not (dtype.is_floating_point or dtype.is_complex)
+    return exact and _operand_is(node, 0)
 
 
 def _times_one(node: Node, _source: Node) -> bool:

@@ -28,7 +28,7 @@ from exprune_fx.pass_manager import PassResult
 _aten = torch.ops.aten
 # Operator -> the position of its groups argument when it is transposed (weight: in, out / groups, *kernel), else None
 # (weight: out, in / groups, *kernel).
-_GROUPS_IF_TRANSPOSED: Mapping[object, int | None] = MappingProxyType(
+_GROUPS_IF_TRANSPOSED: Mapping[Any, int | None] = MappingProxyType(
     {
         _aten.linear.default: None,
         _aten.conv1d.default: None,

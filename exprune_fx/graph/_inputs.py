@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import CaptureError
 
+_MAX_ACCEPTED = 256  # shapes remembered
 _HINT_SHAPE = "capture with dynamic_shapes for the sizes that vary, or call with inputs like the example"
 
 
@@ -88,6 +89,7 @@ class InputCheck:
     leaves: tuple[tuple[str, Any], ...]
     ranges: tuple[tuple[str, int, float], ...]
     guards: tuple[str, ...] = ()
+    _accepted: set[tuple[torch.Size, ...]] = field(default_factory=set, compare=False, repr=False)
 
     @staticmethod
     def of(gm: nn.Module) -> InputCheck | None:
@@ -116,7 +118,17 @@ class InputCheck:
         """
         if torch.compiler.is_compiling():
             return
-        bound = inspect.signature(gm.forward).bind(*args, **kwargs).arguments
+        # Of tensors alone, only the shapes matter: a serving loop pays for the full check once per shape.
+        key = None if kwargs or not all(type(a) is Tensor for a in args) else tuple(a.shape for a in args)
+        if key is not None and key in self._accepted:
+            return
+        try:
+            bound = inspect.signature(gm.forward).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise CaptureError(
+                f"the call does not fit the captured signature: {error}",
+                hint="pass every argument that was given at capture, defaults too, and no other",
+            ) from error
         in_spec = gm.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined] # the dialect's code generator
         positional = in_spec.child(0).num_children
         values = list(bound.values())
@@ -131,6 +143,8 @@ class InputCheck:
         problem = self._problem(names, flat) or self._guard_problem(bound)
         if problem:
             raise CaptureError(f"{problem}; got {describe_inputs(args, kwargs)}", hint=_HINT_SHAPE)
+        if key is not None and len(self._accepted) < _MAX_ACCEPTED:
+            self._accepted.add(key)
 
     def _problem(self, names: Sequence[str], flat: Sequence[Any]) -> str:
         sizes: dict[str, int] = {}

@@ -92,9 +92,13 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _known_warnings() -> Iterator[None]:
-    """Silences what torch says about its own internals while it copies tree specs."""
+    """Silences what torch says about its own internals: tree specs that it copies, and recurrent modules."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        # nn.LSTM and its kin keep a list of their parameters, which torch.export replaces and puts back.
+        warnings.filterwarnings(
+            "ignore", message=r"The tensor attributes self\.[\w.]*_flat_weights\[", category=UserWarning
+        )
         yield
 
 

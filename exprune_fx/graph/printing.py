@@ -57,7 +57,7 @@ class _Printer:
         for node in nodes:
             if node.op == "get_attr":
                 name = self._name(node, str(node.target).replace(".", "_"))
-                lines.append(f"    {name} = self.{node.target}{self._comment(node, path=False)}")
+                lines.append(f"    {name} = {_attribute(str(node.target))}{self._comment(node, path=False)}")
             elif node.op == "call_function":
                 call = self._call(node)
                 name = self._name(node, _short_name(node.target))
@@ -69,6 +69,7 @@ class _Printer:
         return lines
 
     def _name(self, node: Node, base: str) -> str:
+        base = base if base.isidentifier() else f"_{base}"
         name, count = base, 0
         while name in self._taken:
             count += 1
@@ -139,6 +140,11 @@ class _Printer:
             # The same assumptions as torch's symbol, else sympy prints and orders the expression differently.
             self._symbols[symbol] = sympy.Symbol(f"{prefix}{number}", **symbol.assumptions0)
         return str(expression.xreplace(self._symbols))
+
+
+def _attribute(target: str) -> str:
+    """``features.0.weight`` as Python writes it: ``self.features[0].weight``."""
+    return "self" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in target.split("."))
 
 
 def _long_name(target: Any) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
+
 
 class ResidualBlock(nn.Module):
+    conv1: nn.Conv2d
+    norm1: nn.BatchNorm2d
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -23,6 +30,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCnn(nn.Module):
+    block: ResidualBlock
+    head: nn.Linear
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
@@ -35,7 +45,7 @@ class ResidualCnn(nn.Module):
         return result
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(model: M, seed: int = 0) -> M:
     """Takes default values away: they hide errors (identity statistics, zero biases, constant scales)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -40,7 +40,7 @@ def assert_same_state(model: nn.Module, before: dict[str, tuple[int, int, Tensor
 def test_residual_cnn_in_train_mode_is_captured_in_eval_and_comes_back_untouched() -> None:
     model = randomise(ResidualCnn())
     model.train()
-    model.block.norm1.eval()  # type: ignore[union-attr, operator]
+    model.block.norm1.eval()
     flags = {name: m.training for name, m in model.named_modules()}
     assert set(flags.values()) == {True, False}
     before = state_of(model)
@@ -76,7 +76,7 @@ def test_dialect_of_the_residual_cnn() -> None:
 def test_train_is_not_called_on_the_model() -> None:
     class Counts(nn.Linear):
         def train(self, mode: bool = True) -> Counts:
-            raise AssertionError("capture must not run the model's own train()")
+            raise AssertionError(f"capture must not run the model's own train({mode})")
 
     model = Counts(2, 2)
     capture(model, (torch.randn(1, 2),))
@@ -98,10 +98,25 @@ class Nested(nn.Module):
         self.register_buffer("hidden", torch.full((4,), 2.0), persistent=False)
         self.constant = torch.arange(4.0)
 
-    def forward(self, items: list[Tensor], *, extra: dict[str, Tensor], power: int = 1, flag: bool | None = None) -> Any:
+    def forward(
+        self,
+        items: list[Tensor],
+        *,
+        extra: dict[str, Tensor],
+        power: int = 1,
+        flag: bool | None = None,  # noqa: ARG002 - an unused input
+    ) -> Any:
         x = self.a(items[0]) * self.scale + self.b(items[1]) * self.hidden
         x = x + extra["z"] * power + self.constant + torch.tensor([1.0, 2.0, 3.0, 4.0])
-        return {"out": x, "n": 3, "none": None, "text": "hi", "size": x.shape[0], "pair": Pair(x + 1, 7), "all": [x, (x,)]}
+        return {
+            "out": x,
+            "n": 3,
+            "none": None,
+            "text": "hi",
+            "size": x.shape[0],
+            "pair": Pair(x + 1, 7),
+            "all": [x, (x,)],
+        }
 
 
 def test_nested_inputs_outputs_shared_weights_and_constants() -> None:
@@ -163,6 +178,22 @@ def test_sizes_for_which_the_graph_is_not_valid_are_refused() -> None:
         gm(torch.randn(5, 2), torch.randn(5, 2))
 
 
+def test_a_refused_shape_stays_refused_between_accepted_ones() -> None:
+    gm = capture(nn.Linear(4, 3), (torch.randn(2, 4),))
+    for _ in range(2):
+        gm(torch.randn(2, 4))
+        with pytest.raises(CaptureError):
+            gm(torch.randn(3, 4))
+
+
+def test_a_call_that_does_not_fit_the_signature_is_refused() -> None:
+    gm = capture(nn.Linear(4, 3), (torch.randn(2, 4),))
+    with pytest.raises(CaptureError, match="missing a required argument: 'input'"):
+        gm()
+    with pytest.raises(CaptureError, match="unexpected keyword argument 'other'"):
+        gm(torch.randn(2, 4), other=1)
+
+
 def test_range_of_a_named_dimension_is_kept() -> None:
     gm = capture(nn.Linear(4, 3), (torch.randn(4, 4),), dynamic_shapes=({0: Dim("batch", min=3, max=6)},))
     assert gm(torch.randn(3, 4)).shape == (3, 3)
@@ -219,6 +250,8 @@ def test_a_data_dependent_model_is_refused_with_the_reason() -> None:
 
 
 class Counter(nn.Module):
+    count: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(()))
@@ -322,6 +355,36 @@ def test_pickle_round_trip_computes_the_same() -> None:
         again = pickle.loads(pickle.dumps(gm))
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.LSTM(4, 5, 2), (7, 2, 4)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8)),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), (2, 3)),
+        (nn.InstanceNorm2d(3, track_running_stats=True), (2, 3, 4, 4)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)), (2, 2, 5, 5)),
+        (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 2, 5, 5)),
+        (nn.Identity(), (2,)),
+    ],
+    ids=lambda p: type(p).__name__ if isinstance(p, nn.Module) else None,
+)
+def test_modules_of_torch(model: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    gm = capture(model, (x,))
+    verify(gm)
+    # The encoder layer takes a fused path in eager eval: another order of the same float32 sums.
+    torch.testing.assert_close(gm(x), model.eval()(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_higher_order_operator_is_refused() -> None:
+    class Conditional(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+    with pytest.raises(CaptureError, match="higher-order operator cond"):
+        capture(Conditional(), (torch.randn(2),))
 
 
 def test_compiles() -> None:

@@ -17,7 +17,8 @@ def captured(model: nn.Module) -> fx.GraphModule:
 
 
 def first(gm: fx.GraphModule, target: object) -> fx.Node:
-    return next(n for n in gm.graph.nodes if n.target is target or n.target == target)
+    node: fx.Node = next(n for n in gm.graph.nodes if n.target is target or n.target == target)
+    return node
 
 
 def test_nothing_done_to_a_copy_is_seen_on_the_original() -> None:
@@ -57,7 +58,11 @@ def test_insert_call_sets_value_path_and_provenance() -> None:
     gm = captured(ResidualCnn())
     relu = first(gm, aten.relu.default)
     new = edits.insert_call(gm, aten.neg.default, (relu,), like=relu, made_by="some-pass", after=relu)
-    assert (new.meta["made_by"], new.meta["made_from"], new.meta["module_path"]) == ("some-pass", relu.name, "block.relu")
+    assert (new.meta["made_by"], new.meta["made_from"], new.meta["module_path"]) == (
+        "some-pass",
+        relu.name,
+        "block.relu",
+    )
     assert new.meta["val"].shape == relu.meta["val"].shape
     assert new.meta["val"].fake_mode is relu.meta["val"].fake_mode
     edits.replace_node(gm, relu, new)
@@ -71,7 +76,7 @@ def test_insert_call_refuses() -> None:
     relu = first(gm, aten.relu.default)
     with pytest.raises(ExpruneError, match="exactly one"):
         edits.insert_call(gm, aten.neg.default, (relu,), like=relu, made_by="some-pass")
-    with pytest.raises(ExpruneError, match="some-pass.*linear"):
+    with pytest.raises(ExpruneError, match=r"some-pass.*linear"):
         edits.insert_call(
             gm, aten.linear.default, (relu, first(gm, "head.weight")), like=relu, made_by="some-pass", after=relu
         )
@@ -118,6 +123,8 @@ def test_remove_dead_drops_nodes_tensors_and_modules() -> None:
 
 def test_remove_dead_forgets_constants() -> None:
     class Adds(nn.Module):
+        offset: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("offset", torch.ones(3), persistent=False)

@@ -21,7 +21,8 @@ def captured() -> fx.GraphModule:
 
 
 def first(gm: fx.GraphModule, target: object) -> fx.Node:
-    return next(n for n in gm.graph.nodes if n.target is target or n.target == target)
+    node: fx.Node = next(n for n in gm.graph.nodes if n.target is target or n.target == target)
+    return node
 
 
 def call_module(gm: fx.GraphModule) -> None:
@@ -75,7 +76,7 @@ def dead(gm: fx.GraphModule) -> None:
 
 def one_output_too_many(gm: fx.GraphModule) -> None:
     output = gm.graph.output_node()
-    output.args = ((output.args[0][0], output.args[0][0]),)  # type: ignore[index, misc]
+    output.args = ((output.args[0][0], output.args[0][0]),)  # type: ignore[index]
 
 
 def one_input_too_many(gm: fx.GraphModule) -> None:
