@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,14 +82,21 @@ class MomentObserver:
 
 
 class VarianceObserver:
-    """Collects the variances of the input features of the sites that it is shown, and of each term."""
+    """Collects the variances of the input features of some sites, and of each term.
 
-    def __init__(self) -> None:
+    Args:
+        names: of the sites that count.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
         self.variances: dict[str, Variances] = {}
         self.column_norms: dict[str, Tensor] = {}
 
     def __call__(self, site: Site, values: SiteValues) -> None:
         """Adds one batch."""
+        if site.name not in self._names:
+            return
         self.variances.setdefault(site.name, Variances()).update(features_of(site, values.x))
         if site.name not in self.column_norms:
             weight = values.weight.double().transpose(0, 1).flatten(1)

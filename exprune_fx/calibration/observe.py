@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +43,10 @@ Observer = Callable[[Site, SiteValues], None]
 class _SiteInterpreter(fx.Interpreter):
     """Shows a site's values as soon as its pre-activation is known; values die as early as in any interpreter."""
 
-    def __init__(self, gm: fx.GraphModule, sites: Iterable[Site], observe: Observer) -> None:
+    def __init__(self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer) -> None:
         super().__init__(gm)
+        self.extra_traceback = False  # else it rewrites the messages of errors that pass through
+        self.at = ""
         self._observe = observe
         self._at_reduction = {site.node: site for site in sites}
         self._at_end = {(site.chain[-1] if site.chain else site.node): site for site in sites}
@@ -53,6 +55,7 @@ class _SiteInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node, and observes where a site's pre-activation ends."""
+        self.at = f"at node {n.name!r}: "
         if n.name in self._at_reduction:
             (x, weight, *more), kwargs = self.fetch_args_kwargs_from_env(n)
             bias = more[0] if more else kwargs.get("bias")
@@ -68,7 +71,7 @@ class _SiteInterpreter(fx.Interpreter):
 
 @dataclass
 class Data:
-    """The calibration data: read once per pass, checked in the first, never held.
+    """The calibration data: read once per pass, checked when first read, never held.
 
     Attributes:
         batches: what the caller gave.
@@ -81,8 +84,9 @@ class Data:
     show_progress: bool = False
     examples: int = 0
     sizes: dict[sympy.Expr, int] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set)
 
-    def walk(self, gm: fx.GraphModule, sites: Iterable[Site], observe: Observer, label: str) -> None:
+    def walk(self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer, label: str) -> None:
         """One streaming pass.
 
         Raises:
@@ -90,7 +94,7 @@ class Data:
                 value that is not finite.
         """
         first = self.examples == 0
-        watch = _checked(observe) if first else observe
+        watch = _watched(observe, self._checked)
         examples = 0
         console = Console(stderr=True)
         with torch.no_grad(), Progress(console=console, disable=not self.show_progress, transient=True) as bar:
@@ -109,27 +113,31 @@ class Data:
                 hint="give batches that can be read again and again, such as a list or a DataLoader",
             )
         self.examples = examples
+        self._checked.update(site.name for site in sites)
 
-    def _run(self, gm: fx.GraphModule, sites: Iterable[Site], observe: Observer, batch: object, index: int) -> None:
+    def _run(self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer, batch: object, index: int) -> None:
+        interpreter = _SiteInterpreter(gm, sites, observe)
         try:
             values = placeholder_values(gm, batch)
             if not self.sizes:
                 self.sizes = symbol_values(gm, values)
-            _SiteInterpreter(gm, sites, observe).run(*values, enable_io_processing=False)
+            interpreter.run(*values, enable_io_processing=False)
         except CalibrationError:
             raise
         except Exception as error:
             cause = error.what if isinstance(error, ExpruneError) else f"{type(error).__name__}: {error}"
             raise CalibrationError(
-                f"the model refuses batch {index}, {describe(batch)}: {cause}",
+                f"the model refuses batch {index}, {describe(batch)}: {interpreter.at}{cause}",
                 hint="a batch is a tuple of what the model takes (without labels), or a pair (args, kwargs)",
             ) from error
 
 
-def _checked(observe: Observer) -> Observer:
+def _watched(observe: Observer, checked: Collection[str]) -> Observer:
+    """The observer behind a check that what it is shown is finite, for sites that were not checked before."""
+
     def watch(site: Site, values: SiteValues) -> None:
         for what, value in (("input", values.x), ("pre-activation", values.z)):
-            if not bool(torch.isfinite(value).all()):
+            if site.name not in checked and not bool(torch.isfinite(value).all()):
                 raise CalibrationError(
                     f"site {site.name!r} (node {site.node!r}): its {what}, shape {list(value.shape)}, "
                     "holds NaN or infinity",

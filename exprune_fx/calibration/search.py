@@ -182,8 +182,8 @@ def _find_orders(
     on_groups = [site for site in sites if site.input_group in sizes and sizes[site.input_group] == site.terms]
     if not on_groups:
         return {}
-    observer = VarianceObserver()
-    data.walk(gm, on_groups, observer, "variances")
+    observer = VarianceObserver({site.name for site in on_groups})
+    data.walk(gm, sites, observer, "variances")  # all sites: the first that is not finite is the one to name
     nodes = {node.name: node for node in gm.graph.nodes}
     scores: dict[str, Tensor] = {}
     for site in on_groups:
