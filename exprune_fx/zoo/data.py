@@ -54,7 +54,7 @@ def normalise(images: Tensor) -> Tensor:
     Returns:
         float32, N x 1 x 28 x 28.
     """
-    return images.unsqueeze(1).to(torch.float32).div_(255).sub_(MEAN).div_(STD)
+    return (images.unsqueeze(1).to(torch.float32) / 255 - MEAN) / STD
 
 
 def sha256_of(path: Path) -> str:
