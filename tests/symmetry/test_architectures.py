@@ -7,10 +7,10 @@ above rounding (1e-16 times a few thousand terms) and far below what one misplac
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from exprune_fx.errors import SymmetryError
 from exprune_fx.graph import copy_graph_module
 from exprune_fx.graph.capture import capture
-from exprune_fx.symmetry import symmetries
+from exprune_fx.symmetry import GroupElement, SymmetryGroup, symmetries
 from tests.symmetry.architectures.common import Architecture, Axis, Expected
 from tests.symmetry.architectures.registry import ARCHITECTURES, build
 
@@ -29,7 +29,7 @@ ELEMENTS = 3
 
 
 @functools.cache
-def analysed(name: str) -> tuple[Architecture, fx.GraphModule, Sequence[Any]]:
+def analysed(name: str) -> tuple[Architecture, fx.GraphModule, Sequence[SymmetryGroup]]:
     """The architecture, its captured graph and its groups; shared by all tests, which therefore work on copies."""
     with warnings.catch_warnings():
         # transformers and torch_geometric, while they are imported and exported; not ours to mend.
@@ -64,7 +64,7 @@ def error(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, wanted, strict=True))
 
 
-def axes(group: Any) -> frozenset[Axis]:
+def axes(group: SymmetryGroup) -> frozenset[Axis]:
     return frozenset((member.target, member.dim) for member in group.members)
 
 
@@ -73,12 +73,12 @@ def show(free: bool, size: int, repeats: int, members: Iterable[Axis]) -> str:
     return f"  {'free' if free else 'pinned'} {size}{f' x{repeats}' if repeats > 1 else ''}  {listed}"
 
 
-def free_groups(name: str) -> list[Any]:
+def free_groups(name: str) -> list[SymmetryGroup]:
     """Groups that are reported free and permute something."""
     return [g for g in analysed(name)[2] if g.free and g.size > 1 and g.members]
 
 
-def key(group: Any) -> tuple[int, int, frozenset[Axis]]:
+def key(group: SymmetryGroup) -> tuple[int, int, frozenset[Axis]]:
     return group.size, group.repeats, axes(group)
 
 
@@ -161,7 +161,9 @@ def test_a_forgotten_permutation_is_visible(name: str) -> None:
             assert any(_forgotten(gm, architecture, group, target, generator) for _ in range(20)), (group.name, target)
 
 
-def _forgotten(gm: fx.GraphModule, architecture: Architecture, group: Any, target: str, generator: Any) -> bool:
+def _forgotten(
+    gm: fx.GraphModule, architecture: Architecture, group: SymmetryGroup, target: str, generator: torch.Generator
+) -> bool:
     """Whether the outputs change where a random element is applied to all but this tensor."""
     permuted = copy_graph_module(gm)
     group.apply_(permuted, group.random_element(generator))
@@ -188,6 +190,14 @@ def test_the_users_model_is_untouched(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs(model, architecture), wanted, strict=True))
 
 
+def _nontrivial(group: SymmetryGroup, generator: torch.Generator) -> GroupElement:
+    """A random permutation that moves something, of a free or a pinned group."""
+    as_if_free = dataclasses.replace(group, free=True)
+    while (element := as_if_free.random_element(generator)).is_identity:
+        pass
+    return element
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_pinned_groups_refuse_to_be_permuted(name: str) -> None:
     _, gm, groups = analysed(name)
@@ -195,8 +205,23 @@ def test_pinned_groups_refuse_to_be_permuted(name: str) -> None:
     refused = [g for g in groups if not g.free and g.size > 1]
     assert refused, "the model's inputs and outputs are pinned"
     for group in refused:
-        with pytest.raises(SymmetryError):
-            group.apply_(copy_graph_module(gm), group.random_element(generator))
+        with pytest.raises(SymmetryError, match="pinned"):
+            group.apply_(copy_graph_module(gm), _nontrivial(group, generator))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pinned_groups_are_no_symmetries(name: str) -> None:
+    """Forcing a permutation on a pinned group changes the outputs: otherwise it was pinned for nothing."""
+    architecture, gm, groups = analysed(name)
+    wanted = outputs(gm, architecture)
+    generator = torch.Generator().manual_seed(6)
+    for group in (g for g in groups if not g.free and g.size > 1):
+        changes = []
+        for _ in range(5):
+            permuted = copy_graph_module(gm)
+            dataclasses.replace(group, free=True).apply_(permuted, _nontrivial(group, generator))
+            changes.append(error(outputs(permuted, architecture), wanted))
+        assert max(changes) > 1e3 * TOLERANCE, f"{group.name} could be free, but {group.reason}"
 
 
 def test_expectations_name_axes_that_exist() -> None:
