@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.node import Node
 
 from exprune_fx.graph.edits import copy_graph_module, recompile, remove_dead, replace_node
-from exprune_fx.graph.verify import same_size
+from exprune_fx.graph.verify import same_layout
 from exprune_fx.pass_manager import PassResult
 
 _aten = torch.ops.aten
@@ -60,19 +60,10 @@ def _source(node: Node) -> Node | None:
         return None
     first = node.args[0]
     source = first[0] if isinstance(first, list | tuple) and len(first) == 1 else first
-    if not isinstance(source, Node) or not rule(node, source) or not _same_layout(node, source):
+    if not isinstance(source, Node) or not rule(node, source) or not same_layout(node.meta["val"], source.meta["val"]):
         return None
     # A copy that is returned keeps the caller from writing into what it was copied from.
     return None if not _is_view(node) and _escapes(node) else source
-
-
-def _same_layout(a: Node, b: Node) -> bool:
-    x, y = a.meta["val"], b.meta["val"]
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        return False
-    if x.dtype != y.dtype or x.device != y.device or x.dim() != y.dim():
-        return False
-    return all(map(same_size, x.shape, y.shape)) and all(map(same_size, x.stride(), y.stride()))
 
 
 def _is_view(node: Node) -> bool:
@@ -116,12 +107,6 @@ def _identity_permutation(node: Node, source: Node) -> bool:
     return isinstance(dims, list | tuple) and [cast(int, d) % rank for d in dims] == list(range(rank))
 
 
-def _same_dims(node: Node, source: Node) -> bool:
-    rank = max(source.meta["val"].dim(), 1)
-    first, second = node.args[1:3]
-    return isinstance(first, int) and isinstance(second, int) and bool(first % rank == second % rank)
-
-
 def _adds_zero(node: Node, source: Node) -> bool:
     """X + 0 is x for integers; for floats it turns -0.0 into 0.0."""
     dtype = source.meta["val"].dtype
@@ -154,7 +139,6 @@ _RULES: Mapping[Any, Rule] = MappingProxyType(
         _aten.dropout.default: _eval_dropout,
         _aten.slice.Tensor: _unit_step,
         _aten.permute.default: _identity_permutation,
-        _aten.transpose.int: _same_dims,
         _aten.add.Tensor: _adds_zero,
         _aten.sub.Tensor: _adds_zero,
         _aten.mul.Tensor: _times_one,

@@ -131,6 +131,10 @@ def test_what_a_pass_may_not_do(captured: fx.GraphModule, how: str, error: type[
         assert caught.value.__notes__ == ["raised in pass 'misbehaving'"]
 
 
+def test_a_pass_whose_option_has_no_text_form_still_runs(captured: fx.GraphModule) -> None:
+    assert run_pipeline(captured, (OptionsPass(sizes=(nn.ReLU(),)),)) is captured
+
+
 def test_verification_between_can_be_left_out(captured: fx.GraphModule) -> None:
     run_pipeline(captured, (MisbehavingPass("breaks the graph"),), verify_between=False)
 

@@ -170,6 +170,15 @@ def same_size(a: Any, b: Any) -> bool:
     return bool(left == right or sympy.expand(left - right) == 0)
 
 
+def same_layout(a: object, b: object) -> bool:
+    """Whether two fake tensors provably have the same dtype, device, shape and strides."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    if a.dtype != b.dtype or a.device != b.device or a.dim() != b.dim():
+        return False
+    return all(map(same_size, a.shape, b.shape)) and all(map(same_size, a.stride(), b.stride()))
+
+
 def _expression(value: Any) -> Any:
     if isinstance(value, torch.SymInt | torch.SymFloat):
         return value.node.expr
