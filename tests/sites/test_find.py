@@ -19,19 +19,17 @@ from exprune_fx.sites import ConvGeometry, GatedProjection, Site, find_sites
 class Model(nn.Module):
     """A few layers, and a forward given as a function of them and of the input."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, x: Tensor) -> None:
         super().__init__()
-        self.fc = nn.Linear(6, 8)
-        self.up = nn.Linear(6, 8)
-        self.narrow = nn.Linear(6, 1)
-        self.out = nn.Linear(8, 6)
-        self.conv = nn.Conv2d(4, 6, 3, padding=1)
-        self.small = nn.Conv2d(4, 6, 1)
-        self.spread = nn.ConvTranspose2d(4, 6, 3)
-        self.bn = nn.BatchNorm2d(6)
-        self.batch_stats = nn.BatchNorm2d(6, track_running_stats=False)
-        self.embed = nn.Parameter(torch.randn(3, 8))
         self.function = forward
+        if x.dim() == 2:
+            self.fc, self.up, self.narrow = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 1)
+            self.out = nn.Linear(8, 6)
+            self.embed = nn.Parameter(torch.randn(3, 8))
+        else:
+            self.conv, self.small = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1)
+            self.spread = nn.ConvTranspose2d(4, 6, 3)
+            self.bn, self.batch_stats = nn.BatchNorm2d(6), nn.BatchNorm2d(6, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
@@ -44,9 +42,9 @@ ROWS, IMAGE = torch.randn(3, 6), torch.randn(2, 4, 5, 5)
 class Bundle(nn.Module):
     """Many small models on one input, captured at once: one by one would take a minute."""
 
-    def __init__(self, forwards: Iterable[Forward]) -> None:
+    def __init__(self, forwards: Iterable[Forward], x: Tensor) -> None:
         super().__init__()
-        self.cases = nn.ModuleList(Model(forward) for forward in forwards)
+        self.cases = nn.ModuleList(Model(forward, x) for forward in forwards)
 
     def forward(self, x: Tensor) -> list[Any]:
         return [case(x) for case in self.cases]
@@ -55,7 +53,7 @@ class Bundle(nn.Module):
 @functools.cache
 def _bundle(table: str) -> tuple[fx.GraphModule, tuple[Site, ...]]:
     forwards, x = TABLES[table]
-    gm = capture(Bundle(forwards.values()).eval(), (x,))
+    gm = capture(Bundle(forwards.values(), x).eval(), (x,))
     return gm, find_sites(gm)
 
 
@@ -66,7 +64,7 @@ def sites_in(table: str, case: str) -> tuple[Site, ...]:
 
 
 def graph_of(forward: Forward, x: Tensor = ROWS) -> fx.GraphModule:
-    return capture(Model(forward).eval(), (x,))
+    return capture(Model(forward, x).eval(), (x,))
 
 
 def one_site(forward: Forward, x: Tensor = ROWS) -> Site:
@@ -348,7 +346,7 @@ def test_a_layer_used_twice_gives_two_names() -> None:
 
 
 def test_sites_do_not_depend_on_the_batch() -> None:
-    model = Model(lambda m, x: F.relu(m.bn(m.conv(x)) + m.small(x))).eval()
+    model = Model(lambda m, x: F.relu(m.bn(m.conv(x)) + m.small(x)), IMAGE).eval()
     batch = torch.export.Dim("batch")
     free = capture(model, (IMAGE,), dynamic_shapes={"x": {0: batch}})
     (mine,), (fixed,) = find_sites(free), find_sites(capture(model, (IMAGE,)))
@@ -357,10 +355,10 @@ def test_sites_do_not_depend_on_the_batch() -> None:
 
 
 def test_half_precision_sites_are_sites() -> None:
-    model = Model(lambda m, x: F.relu(m.fc(x) + m.embed)).eval().bfloat16()
+    model = Model(lambda m, x: F.relu(m.fc(x) + m.embed), ROWS).eval().bfloat16()
     (site,) = find_sites(capture(model, (ROWS.bfloat16(),)))
     assert site.obstacle == ""
-    widened = Model(lambda m, x: F.relu(m.fc(x) + m.embed.float())).eval().bfloat16()
+    widened = Model(lambda m, x: F.relu(m.fc(x) + m.embed.float()), ROWS).eval().bfloat16()
     assert find_sites(capture(widened, (ROWS.bfloat16(),))) == ()
 
 
