@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Node, map_arg
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 from exprune_fx.errors import ExpruneError, VerifyError
 from exprune_fx.graph.edits import fake_mode_of, tensor_at
@@ -122,6 +123,8 @@ def _values(gm: fx.GraphModule) -> list[str]:
                 continue
             try:
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+                if _known_good(node, args, kwargs):
+                    continue
                 again = node.target(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever an operator's fake raises is reported
                 problems.append(f"{describe_node(node)} does not accept its arguments: {str(error).splitlines()[0]}")
@@ -130,7 +133,28 @@ def _values(gm: fx.GraphModule) -> list[str]:
                 problems.append(
                     f"{describe_node(node)} gives {_show(again)}, but its meta['val'] is {_show(node.meta['val'])}"
                 )
+            elif isinstance(node.meta["val"], Tensor):
+                _GOOD[node.meta["val"]] = (node.target, *pytree.tree_flatten((args, kwargs)))
     return problems
+
+
+# Fake value -> the operator and the arguments that were seen to give it. Copies share the values of the nodes that a
+# pass did not touch, so that verifying between passes costs only what changed.
+_GOOD: MutableMapping[Any, tuple[object, list[Any], pytree.TreeSpec]] = WeakIdKeyDictionary()
+
+
+def _known_good(node: Node, args: Any, kwargs: Any) -> bool:
+    value = node.meta["val"]
+    known = _GOOD.get(value) if isinstance(value, Tensor) else None
+    if known is None or known[0] is not node.target:
+        return False
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    return spec == known[2] and all(map(_same_argument, leaves, known[1]))
+
+
+def _same_argument(a: Any, b: Any) -> bool:
+    symbolic = isinstance(a, Tensor | torch.SymInt | torch.SymFloat | torch.SymBool)
+    return a is b or (not symbolic and type(a) is type(b) and bool(a == b))
 
 
 @contextlib.contextmanager

@@ -147,6 +147,15 @@ def test_each_check_finds_its_defect(
     verify(captured)  # what was done to the copy is not seen on the original
 
 
+def test_what_was_verified_before_is_checked_again_when_an_argument_changes(captured: fx.GraphModule) -> None:
+    verify(captured)
+    broken = copy_graph_module(captured)
+    mean = first(broken, aten.mean.dim)
+    mean.args = (mean.args[0], [2])
+    with pytest.raises(VerifyError, match=r"'values' fails: mean.*8, 6\]"):
+        verify(broken)
+
+
 def test_sizes_from_data_are_not_compared() -> None:
     class Nonzero(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
