@@ -177,15 +177,3 @@ def _input_norm(site: Site, x: Tensor, first: int) -> Tensor:
         return reference.input_norm_linear(x, first, last)
     groups, kernel = site.geometry.groups, list(site.weight_shape[2:])
     return reference.input_norm_conv(x, kernel, *_geometry(site), groups, site.out_features // groups, first, last)
-
-
-def by_neuron(site: Site, values: Tensor) -> Tensor:
-    """[..., out] or [N, out, *space] -> [out, samples]."""
-    return values.reshape(-1, values.shape[-1]).t() if site.geometry is None else values.transpose(0, 1).flatten(1)
-
-
-def active(site: Site, z: Tensor) -> Tensor:
-    """The site's activation of its dense pre-activation."""
-    if site.activation == "relu":
-        return z.relu()
-    return z.clamp(0, 6) if site.activation == "relu6" else z.relu().square()

@@ -9,7 +9,8 @@ import sympy
 import torch
 from torch import fx
 
-from exprune_fx.calibration.candidates import Candidate, active, head_sums, stopped_at
+from exprune_fx.calibration.candidates import Candidate, head_sums, stopped_at
+from exprune_fx.calibration.energy import activate, energy
 from exprune_fx.calibration.fit import Key, Thresholds, by_site, sites_of
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.cost import evaluate, site_cost
@@ -34,7 +35,7 @@ class Outcome:
         candidate: the candidate.
         alive_fraction: share of neurons that go on after each stage.
         relative_cost: FLOPs of head, tests and tail over those of the dense site.
-        energy_lost: share of the site's energy (sum of squared activations) that is stopped.
+        energy_lost: share of the site's energy that is stopped.
     """
 
     candidate: Candidate
@@ -49,8 +50,8 @@ class _CountObserver:
         self.counts = {c.key: _Count([0] * len(c.stages)) for group in self._candidates.values() for c in group}
 
     def __call__(self, site: Site, values: SiteValues) -> None:
-        activation = active(site, values.z)
-        energy = activation.double().square()
+        activation = activate(site, values.z)
+        worth = energy(site, values.z, values.pool)
         for candidate in self._candidates[site.name]:
             count, fitted = self.counts[candidate.key], self._thresholds.get(candidate.key)
             alive = torch.ones_like(values.z, dtype=torch.bool)
@@ -59,8 +60,8 @@ class _CountObserver:
                 count.alive[head.index] += int(alive.sum())
             count.neurons += alive.numel()
             count.nonzero += int(((activation != 0) & alive).sum())
-            count.energy += float(energy.sum())
-            count.energy_lost += float(energy.masked_fill(alive, 0.0).sum())
+            count.energy += float(worth.sum())
+            count.energy_lost += float(worth.masked_fill(alive, 0.0).sum())
 
 
 def relative_cost(

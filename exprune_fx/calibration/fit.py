@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, fx
 
-from exprune_fx.calibration.candidates import Candidate, active, by_neuron, head_sums, stopped_at
+from exprune_fx.calibration.candidates import Candidate, head_sums, stopped_at
+from exprune_fx.calibration.energy import by_neuron, energy
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.calibration.thresholds import EnergyHistogram, EnergyRange
 from exprune_fx.guards import Calibrated
@@ -32,7 +33,7 @@ def sites_of(candidates: Iterable[Candidate]) -> list[Site]:
 
 
 def _energy(site: Site, values: SiteValues) -> Tensor:
-    return by_neuron(site, active(site, values.z)).double().square()
+    return by_neuron(site, energy(site, values.z, values.pool))
 
 
 class _RangeObserver:

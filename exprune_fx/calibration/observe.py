@@ -13,6 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, fx
 
 from exprune_fx.calibration.data import Batches, check_finite, describe, examples_in, placeholder_values, read
+from exprune_fx.calibration.energy import Pool, pool_after
 from exprune_fx.errors import CalibrationError, ExpruneError
 from exprune_fx.graph.running import symbol_values
 from exprune_fx.sites import Site
@@ -28,6 +29,7 @@ class SiteValues:
         bias: [out] or None.
         residual: in the shape of ``z``, or None.
         z: the dense pre-activation, bias and residual included: [..., out] or [N, out, *space'].
+        pool: the max-pool that alone reads the site's activation, or None.
     """
 
     x: Tensor
@@ -35,6 +37,7 @@ class SiteValues:
     bias: Tensor | None
     residual: Tensor | None
     z: Tensor
+    pool: Pool | None
 
 
 Observer = Callable[[Site, SiteValues], None]
@@ -51,6 +54,7 @@ class _SiteInterpreter(fx.Interpreter):
         self._at_reduction = {site.node: site for site in sites}
         self._at_end = {(site.chain[-1] if site.chain else site.node): site for site in sites}
         self._by_name = {node.name: node for node in gm.graph.nodes}
+        self._pools = {site.name: pool_after(self._by_name[site.activation_node]) for site in sites}
         self._waiting: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -65,7 +69,7 @@ class _SiteInterpreter(fx.Interpreter):
         if site is not None:
             x, weight, bias = self._waiting.pop(site.node)
             residual = self.env[self._by_name[site.residual]] if site.residual else None
-            self._observe(site, SiteValues(x, weight, bias, residual, result))
+            self._observe(site, SiteValues(x, weight, bias, residual, result, self._pools[site.name]))
         return result
 
 

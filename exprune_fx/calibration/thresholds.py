@@ -1,8 +1,9 @@
 """Thresholds for `Calibrated`: per neuron, the largest that loses at most a share of its energy.
 
-The energy of a neuron is the sum of ``activation(z)^2`` over all examples and pixels. Two streaming passes: the first
-finds, per neuron, an interval that must hold the threshold; the second fills a histogram of the energy over ``S + c``
-in that interval. Only the bins' edges can become thresholds, so a bin is given up whole or not at all.
+The energy of a neuron is the sum of ``activation(z)^2`` over all examples and pixels; where a max-pool alone reads it,
+over those that win a window. Two streaming passes: the first finds, per neuron, an interval that must hold the
+threshold; the second fills a histogram of the energy over ``S + c`` in that interval. Only the bins' edges can become
+thresholds, so a bin is given up whole or not at all.
 """
 
 from __future__ import annotations
