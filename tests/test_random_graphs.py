@@ -7,8 +7,8 @@ the rounding of a few hundred terms and far below the effect of a wrong one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from hypothesis import HealthCheck, event, given, note, settings
@@ -16,7 +16,16 @@ from torch import fx
 
 from exprune_fx.graph import copy_graph_module
 from exprune_fx.graph.capture import capture
-from exprune_fx.symmetry import symmetries
+from exprune_fx.guards import Bound, Calibrated, Guard
+from exprune_fx.pass_manager import Pass
+from exprune_fx.passes.reorder_terms import ReorderTermsPass
+from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
+from exprune_fx.passes.stage_sites import StageSitesPass
+from exprune_fx.pipeline import NORMALISE, normalise, transform
+from exprune_fx.plan import Array, Plan, SitePlan
+from exprune_fx.sites import Site, find_sites
+from exprune_fx.staging import ROLE_KEY
+from exprune_fx.symmetry import SymmetryReport, symmetries
 from tests.strategies import Program, RandomModel, programs
 from tests.symmetry.architectures.common import randomise
 
@@ -30,7 +39,9 @@ class Case:
 
     model: RandomModel
     gm: fx.GraphModule
-    groups: tuple[Any, ...]
+    groups: SymmetryReport
+    normalised: fx.GraphModule
+    sites: tuple[Site, ...]
     x: torch.Tensor
     dense: tuple[torch.Tensor, ...]
 
@@ -45,10 +56,10 @@ def make_case(program: Program) -> Case:
     )
     note(str(model))
     gm = capture(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    return Case(model, gm, tuple(symmetries(gm)), x, model(x))
+    normalised = normalise(gm)
+    return Case(model, gm, symmetries(gm), normalised, tuple(find_sites(normalised)), x, model(x))
 
 
-@torch.no_grad()
 def assert_same_outputs(case: Case, gm: fx.GraphModule, what: str) -> None:
     """`gm` gives what the model gives, to the order of summation."""
     for number, (got, dense) in enumerate(zip(gm(case.x), case.dense, strict=True)):
@@ -79,7 +90,75 @@ def check_free_groups(case: Case) -> None:
     assert_same_outputs(case, composed, "all groups composed")
 
 
-CHECKS = (check_capture, check_free_groups)
+def plan_everything(case: Case, guard: Guard, threshold: float = 0.0) -> Plan:
+    """Stages every site that can be staged, after a third and two thirds of its terms; Calibrated at `threshold`."""
+    entries = []
+    for site in case.sites:
+        stages = tuple(sorted({max(1, site.terms // 3), 2 * site.terms // 3} & set(range(1, site.terms))))
+        if site.obstacle or not stages:
+            entries.append(SitePlan(site.name, site.weight_shape))
+            continue
+        thresholds = Array.of(torch.full((len(stages), site.out_features), threshold))
+        entries.append(
+            SitePlan(
+                site.name,
+                site.weight_shape,
+                head="prefix",
+                guard=guard,
+                stages=stages,
+                thresholds=thresholds if isinstance(guard, Calibrated) else None,
+            )
+        )
+    return Plan(tuple(entries))
+
+
+class Finishes(fx.Interpreter):
+    """Runs a staged graph and keeps what its sites give."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.kept: list[torch.Tensor] = []
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if n.meta.get(ROLE_KEY) == "finish":
+            assert isinstance(value, torch.Tensor)
+            self.kept.append(value)
+        return value
+
+
+def check_transform(case: Case) -> None:
+    """A guard that never stops, and one that is proved, change nothing; one that always stops leaves exact zeros."""
+    event("sites", len(case.sites) if len(case.sites) < 3 else "3 or more")
+    plan = plan_everything(case, Bound())
+    assert_same_outputs(case, transform(case.gm, plan), "transform with Bound")
+    if plan.staged:
+        never, always = (
+            StageSitesPass(plan_everything(case, Calibrated(0.1), threshold))(case.normalised).graph_module
+            for threshold in (-math.inf, math.inf)
+        )
+        assert_same_outputs(case, never, "a guard that never stops")
+        finishes = Finishes(always)
+        finishes.run(case.x)
+        assert len(finishes.kept) == len(plan.staged)
+        assert all((value == 0).all() for value in finishes.kept), "a stopped neuron is exactly zero"
+
+
+def check_passes_are_idempotent(case: Case) -> None:
+    """Every pass keeps the outputs, and its second run changes nothing."""
+    gm = case.gm
+    plan = plan_everything(case, Bound())
+    steps: tuple[Pass, ...] = (*NORMALISE, ReorderTermsPass(plan.orders), StageSitesPass(plan), SkipGatedRowsPass())
+    for step in steps:
+        gm = step(gm).graph_module
+        second = step(gm)
+        assert not second.changed, f"the second run of {step.name} changed something"
+        assert second.edits == 0
+        assert second.graph_module is gm
+    assert_same_outputs(case, gm, "all passes")
+
+
+CHECKS = (check_capture, check_free_groups, check_transform, check_passes_are_idempotent)
 
 
 @settings(
@@ -88,5 +167,6 @@ CHECKS = (check_capture, check_free_groups)
 @given(programs())
 def test_properties_of_random_graphs(program: Program) -> None:
     case = make_case(program)
-    for check in CHECKS:
-        check(case)
+    with torch.no_grad():
+        for check in CHECKS:
+            check(case)
