@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
@@ -13,13 +14,18 @@ from exprune_fx.errors import PlanError
 from exprune_fx.graph.verify import verify
 from exprune_fx.guards import Bound, Calibrated, Guard, Threshold
 from exprune_fx.measurement import measure
-from exprune_fx.pipeline import normalise, record_of, transform
+from exprune_fx.pass_manager import Pass
+from exprune_fx.passes.reorder_terms import ReorderTermsPass
+from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
+from exprune_fx.passes.stage_sites import StageSitesPass
+from exprune_fx.pipeline import NORMALISE, normalise, record_of, transform
 from exprune_fx.plan import Plan
 from exprune_fx.sites import find_sites
+from exprune_fx.symmetry import SymmetryGroup, symmetries
 from tests.passes.staging import EVERY_GUARD, GatedNet, ResidualNet, SquaredNet, captured, plan_for, randomised
 
 # float64 sums of at most a few hundred products in another order
-TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 MODELS = [(ResidualNet, (3, 8, 8)), (GatedNet, (7, 6)), (SquaredNet, (7, 6))]
 
 
@@ -32,7 +38,7 @@ def _model(kind: type[nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, to
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
 def test_normalise_equals_the_model(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     model, gm, x = _model(kind, shape)
-    torch.testing.assert_close(normalise(gm)(x), model(x), **TIGHT)
+    assert_equal(normalise(gm)(x), model(x))
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
@@ -44,7 +50,7 @@ def test_never_stopping_and_bound_equal_dense(
     model, gm, x = _model(kind, shape)
     staged = transform(gm, plan_for(normalise(gm), guard, threshold=-math.inf, principal=principal))
     assert measure(staged, [(x,)]).sites, "nothing was staged"
-    torch.testing.assert_close(staged(x), model(x), **TIGHT)
+    assert_equal(staged(x), model(x))
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
@@ -90,7 +96,7 @@ def test_survivors_are_exact_and_the_stopped_are_zero(guard: Guard) -> None:
     weight, bias = dense.get_parameter("fc2.weight"), dense.get_parameter("fc2.bias")
     z = hidden @ weight.T + bias
     expected = torch.where(seen["stopped"], 0.0, z.relu() ** 2)
-    torch.testing.assert_close(seen["finish"], expected, **TIGHT)
+    assert_equal(seen["finish"], expected)
     assert 0 < int(seen["stopped"].sum()) < seen["stopped"].numel()
 
 
@@ -144,22 +150,15 @@ def test_inputs_are_untouched_and_the_second_run_changes_nothing() -> None:
         again = step(staged)
         assert not again.changed
         assert again.graph_module is staged
-    torch.testing.assert_close(record.dense(x), model(x), **TIGHT)
+    assert_equal(record.dense(x), model(x))
     verify(staged)
 
 
-def _orderable(gm: torch.fx.GraphModule) -> list[object]:
-    from exprune_fx.symmetry import symmetries
-
+def _orderable(gm: torch.fx.GraphModule) -> list[SymmetryGroup]:
     return [group for group in symmetries(normalise(gm)) if group.free and group.repeats == 1]
 
 
-def _all_passes(plan: Plan) -> list[object]:
-    from exprune_fx.passes.reorder_terms import ReorderTermsPass
-    from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
-    from exprune_fx.passes.stage_sites import StageSitesPass
-    from exprune_fx.pipeline import NORMALISE
-
+def _all_passes(plan: Plan) -> list[Pass]:
     return [*NORMALISE, ReorderTermsPass(plan.orders), StageSitesPass(plan), SkipGatedRowsPass()]
 
 
@@ -168,7 +167,7 @@ def test_nothing_planned_is_an_equal_graph() -> None:
     dense = normalise(gm)
     plan = Plan(tuple(type(e)(e.site, e.weight_shape, reason="no") for e in plan_for(dense, Calibrated(0.1)).sites))
     staged = transform(gm, plan)
-    torch.testing.assert_close(staged(x), model(x), **TIGHT)
+    assert_equal(staged(x), model(x))
     report = measure(staged, [(x,)])
     assert report.fraction_removed == 0.0
     assert report.flops_dense == report.flops_staged > 0

@@ -84,10 +84,14 @@ def captured(model: nn.Module, *shape: int, seed: int = 1) -> tuple[fx.GraphModu
 
 def stages_of(site: Site, count: int) -> tuple[int, ...]:
     """Up to ``count`` increasing stages of at least two terms, short of all."""
-    return tuple(sorted({max(2, site.terms * (i + 1) // (count + 1)) for i in range(count)} & set(range(2, site.terms))))
+    return tuple(
+        sorted({max(2, site.terms * (i + 1) // (count + 1)) for i in range(count)} & set(range(2, site.terms)))
+    )
 
 
-def plan_for(gm: fx.GraphModule, guard: Guard, *, count: int = 2, threshold: float = 0.0, principal: bool = False) -> Plan:
+def plan_for(
+    gm: fx.GraphModule, guard: Guard, *, count: int = 2, threshold: float = 0.0, principal: bool = False
+) -> Plan:
     """A plan that stages every site that ``guard`` may stage; ``threshold`` is that of Calibrated for all neurons."""
     entries = []
     for site in find_sites(gm):
@@ -96,12 +100,12 @@ def plan_for(gm: fx.GraphModule, guard: Guard, *, count: int = 2, threshold: flo
         if not allowed:
             entries.append(SitePlan(site.name, site.weight_shape, reason="not for this guard"))
             continue
-        basis = {}
+        down = lift = None
         if principal:
             width = site.weight_shape[1]
             rank = max(2, width // 4)
             rotation = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(3)))[0]
-            stages, basis = (rank,), {"down": Array.of(rotation[:, :rank].T), "lift": Array.of(rotation[:, :rank])}
+            stages, down, lift = (rank,), Array.of(rotation[:, :rank].T), Array.of(rotation[:, :rank])
         thresholds = torch.full((len(stages), site.out_features), threshold)
         entries.append(
             SitePlan(
@@ -111,7 +115,8 @@ def plan_for(gm: fx.GraphModule, guard: Guard, *, count: int = 2, threshold: flo
                 guard=guard,
                 stages=stages,
                 thresholds=Array.of(thresholds) if isinstance(guard, Calibrated) else None,
-                **basis,
+                down=down,
+                lift=lift,
             )
         )
     return Plan(tuple(entries))

@@ -85,7 +85,9 @@ def test_golden(guard: Calibrated | Bound, count: int, golden: str) -> None:
 def test_every_kind_of_site_is_staged_once() -> None:
     gm = normalise(captured(randomised(ResidualNet()), 3, 8, 8)[0])
     result = StageSitesPass(plan_for(gm, Calibrated(0.1)))(gm)
-    finishes = [n.meta["exprune_site"] for n in result.graph_module.graph.nodes if n.meta.get("exprune_role") == "finish"]
+    finishes = [
+        n.meta["exprune_site"] for n in result.graph_module.graph.nodes if n.meta.get("exprune_role") == "finish"
+    ]
     assert finishes == ["stem", "conv1", "conv2", "fc1"]
     assert result.edits == 4
 
@@ -109,7 +111,7 @@ class _Near(nn.Module):
         lambda z: z.relu() + z,  # the pre-activation is read twice
         lambda z: z.clamp(-0.1, 6),
         lambda z: (2 * z).relu(),
-        lambda z: nn.functional.gelu(z),
+        nn.functional.gelu,
         lambda z: z.abs(),
         lambda z: (z + z.detach().flip(0)).relu(),
     ],
