@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from exprune_fx.calibration.candidates import Candidate, head_sums, stopped_at
 from exprune_fx.calibration.energy import by_neuron, energy
 from exprune_fx.calibration.observe import Data, SiteValues
-from exprune_fx.calibration.thresholds import EnergyHistogram, EnergyRange
+from exprune_fx.calibration.thresholds import EnergyHistogram, EnergyRange, Living
 from exprune_fx.guards import Calibrated
 from exprune_fx.sites import Site
 
@@ -32,8 +32,8 @@ def sites_of(candidates: Iterable[Candidate]) -> list[Site]:
     return list({candidate.site.name: candidate.site for candidate in candidates}.values())
 
 
-def _energy(site: Site, values: SiteValues) -> Tensor:
-    return by_neuron(site, energy(site, values.z, values.pool))
+def _living(site: Site, values: SiteValues) -> Living:
+    return Living.of(by_neuron(site, energy(site, values.z, values.pool)))
 
 
 class _RangeObserver:
@@ -42,13 +42,13 @@ class _RangeObserver:
         self.ranges: dict[tuple[Key, int], EnergyRange] = {}
 
     def __call__(self, site: Site, values: SiteValues) -> None:
-        energy = _energy(site, values)
+        living = _living(site, values)
         for candidate in self._candidates[site.name]:
             for head in head_sums(candidate, values):
                 place = candidate.key, head.index
                 if place not in self.ranges:
-                    self.ranges[place] = EnergyRange(site.out_features, energy.device)
-                self.ranges[place].update(by_neuron(site, head.known), energy)
+                    self.ranges[place] = EnergyRange(site.out_features, values.z.device)
+                self.ranges[place].update(by_neuron(site, head.known), living)
 
 
 class _HistogramObserver:
@@ -74,15 +74,15 @@ class _HistogramObserver:
         }
 
     def __call__(self, site: Site, values: SiteValues) -> None:
-        energy = _energy(site, values)
+        living = _living(site, values)
         for candidate in self._candidates[site.name]:
-            left = energy
+            left = living
             for head in head_sums(candidate, values):
                 if head.index == self._stage:
                     self.histograms[candidate.key].update(by_neuron(site, head.known), left)
                     break
                 gone = stopped_at(candidate, values, head, self._known[candidate.key][head.index])
-                left = left.masked_fill(by_neuron(site, gone), 0.0)
+                left = left.without(by_neuron(site, gone))
 
 
 def fit_thresholds(data: Data, gm: fx.GraphModule, candidates: Iterable[Candidate]) -> Thresholds:

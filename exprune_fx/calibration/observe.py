@@ -104,6 +104,8 @@ class Data:
         with torch.no_grad(), Progress(console=console, disable=not self.show_progress, transient=True) as bar:
             task = bar.add_task(f"calibrate: {label}", total=None if first else self.examples)
             for index, batch in enumerate(read(self.batches)):
+                if examples_in(batch) == 0:
+                    continue  # no rows, no statistics
                 if first:
                     check_finite(batch, index)
                 self._run(gm, sites, watch, batch, index)

@@ -18,6 +18,37 @@ BINS = 512
 
 
 @dataclass(frozen=True)
+class Living:
+    """The samples that have energy: the only ones that a threshold can lose.
+
+    Attributes:
+        place: [living], index into the flattened [out, samples].
+        neuron: [living].
+        energy: [living], float64, positive.
+    """
+
+    place: Tensor
+    neuron: Tensor
+    energy: Tensor
+
+    @classmethod
+    def of(cls, energy: Tensor) -> Living:
+        """From the energy of all samples: [out, samples]."""
+        flat = energy.reshape(-1)
+        (place,) = torch.nonzero(flat, as_tuple=True)
+        return cls(place, place // energy.shape[1], flat[place].double())
+
+    def select(self, values: Tensor) -> Tensor:
+        """[living], float64, of [out, samples]."""
+        return values.reshape(-1)[self.place].double()
+
+    def without(self, stopped: Tensor) -> Living:
+        """Those that are not stopped: bool [out, samples]."""
+        going = ~stopped.reshape(-1)[self.place]
+        return Living(self.place[going], self.neuron[going], self.energy[going])
+
+
+@dataclass(frozen=True)
 class Interval:
     """Where a neuron's threshold lies.
 
@@ -46,21 +77,21 @@ class EnergyRange:
         self.energy, self._first, self._second = zeros, zeros.clone(), zeros.clone()
         self._lowest_alive, self._highest_alive, self._highest = zeros + math.inf, zeros - math.inf, zeros - math.inf
 
-    def update(self, known: Tensor, energy: Tensor) -> None:
+    def update(self, known: Tensor, living: Living) -> None:
         """Adds samples.
 
         Args:
             known: [out, samples], ``S + c``.
-            energy: [out, samples], float64, zero where the neuron is dead.
+            living: those of them that have energy.
         """
-        known = known.double()
-        alive = energy > 0
-        self.energy = self.energy + energy.sum(1)
-        self._first = self._first + (energy * known).sum(1)
-        self._second = self._second + (energy * known.square()).sum(1)
-        self._lowest_alive = self._lowest_alive.minimum(known.masked_fill(~alive, math.inf).amin(1))
-        self._highest_alive = self._highest_alive.maximum(known.masked_fill(~alive, -math.inf).amax(1))
-        self._highest = self._highest.maximum(known.amax(1))
+        values, neuron, count = living.select(known), living.neuron, len(self.energy)
+        weighted = living.energy * values
+        self.energy += torch.bincount(neuron, living.energy, minlength=count)
+        self._first += torch.bincount(neuron, weighted, minlength=count)
+        self._second += torch.bincount(neuron, weighted * values, minlength=count)
+        self._lowest_alive.scatter_reduce_(0, neuron, values, "amin")
+        self._highest_alive.scatter_reduce_(0, neuron, values, "amax")
+        self._highest = self._highest.maximum(known.amax(1).double())
 
     def interval(self, least: float, most: float) -> Interval:
         """The interval in which the threshold lies, whatever share of the energy between these two it may lose.
@@ -91,13 +122,12 @@ class EnergyHistogram:
         self.interval = interval
         self._bins = torch.zeros(len(interval.low), BINS + 2, dtype=torch.float64, device=interval.low.device)
 
-    def update(self, known: Tensor, energy: Tensor) -> None:
-        """Adds samples: [out, samples] each; samples of no energy (dead, or stopped before) do not count."""
-        neuron, sample = torch.nonzero(energy, as_tuple=True)
-        position = (known[neuron, sample].double() - self.interval.low[neuron]) / self.interval.width[neuron]
+    def update(self, known: Tensor, living: Living) -> None:
+        """Adds samples: ``S + c``, [out, samples], and those of them that have energy and did not stop before."""
+        neuron = living.neuron
+        position = (living.select(known) - self.interval.low[neuron]) / self.interval.width[neuron]
         index = position.floor().clamp(-1, BINS).long() + 1
-        weights = energy[neuron, sample]
-        flat = torch.bincount(neuron * (BINS + 2) + index, weights=weights, minlength=self._bins.numel())
+        flat = torch.bincount(neuron * (BINS + 2) + index, living.energy, minlength=self._bins.numel())
         self._bins += flat.reshape(self._bins.shape)
 
     def thresholds(self, allowed: Tensor) -> tuple[Tensor, Tensor]:

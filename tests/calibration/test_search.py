@@ -268,6 +268,12 @@ def test_data_loaders_and_functions_are_read(graph: fx.GraphModule, plan: Plan) 
     assert calibrate(graph, [((batch,), {}) for (batch,) in batches(images())]) == plan
 
 
+def test_a_batch_of_none_says_nothing(graph: fx.GraphModule, plan: Plan) -> None:
+    assert calibrate(graph, [(images()[:0],), *batches(images())]) == plan
+    with pytest.raises(CalibrationError, match="hold no example"):
+        calibrate(graph, [(images()[:0],)])
+
+
 def test_keyword_arguments_are_read() -> None:
     model = mlp()
     gm = capture(model, (), {"x": vectors()[:4]}, dynamic_shapes=BATCH)

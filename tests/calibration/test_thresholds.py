@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, EnergyRange
+from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, EnergyRange, Living
 
 NEURONS, SAMPLES = 12, 4000
 
@@ -22,11 +22,11 @@ def _fit(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     ranges = EnergyRange(NEURONS, known.device)
     for k, e in zip(known.chunk(parts, 1), energy.chunk(parts, 1), strict=True):
-        ranges.update(k, e)
+        ranges.update(k, Living.of(e))
     interval = ranges.interval(budget, budget)
     histogram = EnergyHistogram(interval)
     for k, e in zip(known.chunk(parts, 1), energy.chunk(parts, 1), strict=True):
-        histogram.update(k, e)
+        histogram.update(k, Living.of(e))
     thresholds, lost = histogram.thresholds(budget * interval.energy)
     return thresholds, lost, interval.width
 
