@@ -257,3 +257,18 @@ def test_bound_of_a_principal_head_is_sound(seed: int, rank: int, condition: flo
         c = constant.float()
         stopped = ops.guard_bound(partial, c, rest.float(), norm, margin.float(), norm, 6)
         assert not (stopped & (exact + c.double() > 0)).any()
+
+
+def test_bound_of_a_principal_head_that_cancels_is_sound() -> None:
+    """The head leaves nothing out, yet rounds by far more than eps of the sum: 1e4 * x - (1e4 - w) * x."""
+    generator = torch.Generator().manual_seed(4)
+    x, large = torch.randn(256, 6, generator=generator), 1e4 * torch.randn(6, generator=generator)
+    down = torch.stack([large, large + torch.randn(6, generator=generator) / 8])
+    up = torch.tensor([[-1.0, 1.0]])
+    weight = (down[1] - down[0]).unsqueeze(0)  # exact: the two are close
+    rest, margin = heads.principal_rest_norm(weight, down, up, False), heads.principal_margin_norm(weight, down, up)
+    assert rest.item() == 0
+    norm, exact = ops.input_norm_linear(x, 0, 6), double_linear_terms(x, weight).sum(-1)
+    c = (-exact + 1e-5).float()
+    assert not ops.guard_bound(ops.principal_linear(x, down, up), c, rest.float(), norm, margin.float(), norm, 6).any()
+    assert ops.guard_bound(ops.principal_linear(x, down, up), c - 1, rest.float(), norm, margin.float(), norm, 6).any()
