@@ -25,7 +25,8 @@ _SHOWN_MEMBERS = 8
 def document_of(explanation: Explanation) -> Document:
     """The whole document, sections with nothing to say left out."""
     sections = (
-        _staged(explanation),
+        staged_section(explanation),
+        _why_so(explanation),
         _possible(explanation),
         _dense(explanation),
         _terms(explanation),
@@ -103,7 +104,8 @@ def _figures(explanation: Explanation) -> tuple[Figure, ...]:
 # --- sites ------------------------------------------------------------------------------------------------------------
 
 
-def _staged(explanation: Explanation) -> Section | None:
+def staged_section(explanation: Explanation) -> Section | None:
+    """The staged sites, one a row; None if there is none."""
     sites = _by_decision(explanation, "staged")
     if not sites:
         return None
@@ -132,6 +134,11 @@ def _staged(explanation: Explanation) -> Section | None:
     return Section("Staged sites", (note,), Table(columns(*titles), rows))
 
 
+def _why_so(explanation: Explanation) -> Section | None:
+    rows = tuple((name_cell(site.name), Cell(site.reason)) for site in _by_decision(explanation, "staged"))
+    return Section("Why so", (), Table(columns("site", "why"), rows)) if rows else None
+
+
 def _possible(explanation: Explanation) -> Section | None:
     sites = _by_decision(explanation, "possible")
     if not sites:
@@ -155,7 +162,12 @@ def _possible(explanation: Explanation) -> Section | None:
 
 def _dense(explanation: Explanation) -> Section | None:
     rows = [
-        (name_cell(site.name), Cell(site.kind), Cell(percent_text(site.fraction_of_model)), Cell(site.reason))
+        (
+            name_cell(site.name),
+            Cell(site.kind),
+            Cell(percent_text(site.fraction_of_model)),
+            Cell(site.reason.removeprefix("dense: ")),
+        )
         for site in _by_decision(explanation, "dense")
     ]
     rows += [
@@ -174,7 +186,7 @@ def _terms(explanation: Explanation) -> Section | None:
         (
             name_cell(site.name),
             Cell("yes", tone="good") if site.exchangeable else Cell("no", tone="bad"),
-            Cell(site.exchangeability),
+            Cell(site.exchangeability.removeprefix("yes: ").removeprefix("no: ")),
         )
         for site in explanation.sites
     )

@@ -1,0 +1,212 @@
+"""The command line: ``exprune demo``, ``exprune explain``, ``exprune --version``.
+
+Exit status 0: done; 1: it failed; 2: the call itself was wrong. What went wrong is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from exprune_fx.errors import ExpruneError
+
+FAILED, USAGE = 1, 2
+
+app = typer.Typer(
+    help="Finds which numbers in a PyTorch model are interchangeable, and uses that to compute less.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+class UsageError(Exception):
+    """The command was called wrongly."""
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Turns this library's errors, and wrong calls, into one line on standard error and an exit status."""
+    try:
+        yield
+    except UsageError as error:
+        _fail(str(error), USAGE)
+    except ExpruneError as error:
+        _fail(f"{error.what} ({error.hint})" if error.hint else error.what, FAILED)
+    except OSError as error:
+        _fail(str(error), FAILED)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"exprune: error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(status)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"exprune_fx {version('exprune_fx')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Finds which numbers in a PyTorch model are interchangeable, and uses that to compute less."""
+
+
+# --- what both commands share -----------------------------------------------------------------------------------------
+
+_JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
+_ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")]
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch  # noqa: PLC0415 - the command line answers before torch is loaded where it can
+
+        torch.set_num_threads(threads)
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Before the work, not after it."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise UsageError(f"cannot write {str(path)!r}: it is a folder, or its folder is missing")
+
+
+def _write_json(path: Path | None, data: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_budget(budget: float | None) -> None:
+    if budget is not None and not 0 <= budget < 1:
+        raise UsageError(f"--budget {budget:g} is not a share of energy: give at least 0 and below 1")
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model; may be repeated.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget", help="Share of each neuron's energy that stopping may lose on calibration.")
+    ] = 0.02,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Test on all 10,000 images of Fashion-MNIST in this folder."),
+    ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Compare every rule at several settings (some minutes).")
+    ] = False,
+    json_path: _JsonOption = None,
+    threads: _ThreadsOption = None,
+) -> None:
+    """Stages the shipped models, and prints accuracy and FLOPs, dense and staged.
+
+    Weights and images ship with the library: nothing is fetched. No fine-tuning: the models' weights are used as they
+    are. In the JSON, flops_dense, flops_staged (without the tests) and flops_overhead (the tests) are sums over all
+    test images, flops_total = flops_staged + flops_overhead, and the _per_example keys are the same for one image.
+    """
+    with _failures():
+        _check_budget(budget)
+        _check_writable(json_path)
+        _set_threads(threads)
+        from exprune_fx import demo as demonstration  # noqa: PLC0415 - slow to load, and --help needs none of it
+        from exprune_fx.demo_report import demo_json, print_data, print_model  # noqa: PLC0415 - as above
+
+        names = demonstration.check_names(model)
+        console = Console()
+        data = demonstration.load_data(data_dir)
+        print_data(console, data, budget)
+        candidates = demonstration.all_candidates() if curves else demonstration.few_candidates()
+        results = []
+        for name in names:
+            with _progress(name) as say:
+                results.append(demonstration.run_model(name, data, budget, candidates, say))
+            print_model(console, results[-1])
+        _write_json(json_path, demo_json(results, data, budget))
+
+
+@contextlib.contextmanager
+def _progress(first: str) -> Iterator[Any]:
+    """A line on standard error that says what is being done; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _text: None
+        return
+    with console.status(first) as status:
+        yield status.update
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def explain(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:callable that returns a module or (module, args), a .pt2 file, or a shipped model.",
+        ),
+    ],
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option("--input-shape", metavar="N,C,...", help="Shape of an input; repeat for each; float32 noise."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", help="Also calibrate and stage, losing at most this share of energy."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
+    json_path: _JsonOption = None,
+    threads: _ThreadsOption = None,
+) -> None:
+    """Says which symmetry groups and sites a model has, what can be staged, and what cannot and why.
+
+    With --budget it also calibrates and stages the model; that needs real examples: a shipped model's, those of a .pt2
+    file, or the args that the callable returns.
+    """
+    with _failures():
+        _check_budget(budget)
+        _check_writable(html, json_path)
+        _set_threads(threads)
+        shapes = [_parse_shape(text) for text in input_shape or []]
+        from exprune_fx.subject import explain_subject, find_subject, is_model_name  # noqa: PLC0415 - slow to load
+
+        if not is_model_name(model):
+            raise UsageError(f"{model!r} names no model: give package.module:callable, a .pt2 file, or a shipped model")
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # package.module may lie in the current folder, as for python -m
+        found = explain_subject(find_subject(model, shapes), budget)
+        Console().print(found)
+        if html is not None:
+            found.html(html)
+        _write_json(json_path, {"library": version("exprune_fx"), "model": model, **found.to_dict()})
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--input-shape {text!r} is no shape: give positive sizes, such as 1,3,32,32")
+    return tuple(map(int, sizes))
