@@ -172,13 +172,14 @@ class Atoms:
                     beside = self.leaves((tuple(other for other in segment if other != factor),))
                     if not self.index_leaves(factor) <= beside:
                         found.add(factor)
-                    found |= self._deeper(tuple((member,) for _, member in self._families[factor]), beside)
+                    for index, member in self._families[factor]:  # an index within the outer one's goes with it
+                        found |= self._deeper(member, beside | self.leaves(((index,),)))
                 elif factor in self._bound:
                     found |= self.loose_families(((factor,),))
         return frozenset(found)
 
-    def _deeper(self, layout: Layout, beside: frozenset[int]) -> set[int]:
-        return {inner for inner in self.loose_families(layout) if not self.index_leaves(inner) <= beside}
+    def _deeper(self, member: int, known: frozenset[int]) -> set[int]:
+        return {inner for inner in self.loose_families(((member,),)) if not self.index_leaves(inner) <= known}
 
     def products(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
         """The layout as a set of products of leaf atoms (outer first), one for every run of positions."""

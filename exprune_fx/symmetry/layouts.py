@@ -77,6 +77,8 @@ def less(left: Size, right: Size) -> bool | None:
     if isinstance(left, int) and isinstance(right, int):
         return left < right
     difference = simplify(sympy.sympify(right) - sympy.sympify(left))
+    if isinstance(difference, int):
+        return difference > 0
     positive = {symbol: sympy.Dummy(symbol.name, positive=True, integer=True) for symbol in difference.free_symbols}
     replaced = difference.xreplace(positive)
     if replaced.is_positive:

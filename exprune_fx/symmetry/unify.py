@@ -25,8 +25,8 @@ class Unifier(Atoms):
         while work:
             one, other = work.pop()
             one, other = self.resolve(one), self.resolve(other)
-            if one == other or not one or not other:
-                continue
+            if one == other or not one or not other or self.size(one) == 1 == self.size(other):
+                continue  # one position has nothing to permute, and units tell the pieces of an index apart
             if self._is_leaf(one):
                 self._bind(one[0][0], other)
             elif self._is_leaf(other):
@@ -150,6 +150,9 @@ class Unifier(Atoms):
         """Make all members of a family one: its index does not always go with it."""
         (_, first), *others = self._families.pop(family)
         self._bound[family] = ((first,),)
+        for member in (first, *(other for _, other in others)):
+            if self.is_family(member):
+                self.collapse(member)
         for _, member in others:
             self.unify(((first,),), ((member,),))
 
@@ -174,7 +177,7 @@ class Unifier(Atoms):
         if not remainder:
             return True
         middle = pieces[1 if before else 0] if len(pieces) > 1 else outer
-        return self._cut_at(self.resolve(((middle, *rest),)), remainder)
+        return self._cut_at(self.resolve(self.specialise((rest,), ((middle,),))), remainder)
 
     def _cut_outer(self, outer: int, rest: Segment, pieces: list[int]) -> None:
         layout = tuple((piece,) for piece in pieces)

@@ -138,12 +138,3 @@ def index_put(ctx: Context) -> Axes:
     value_spec: list[DimSpec] = [*[None] * (value_rank - shared), *tail[len(tail) - shared :]]
     out = ctx.relate([(node, [*[None] * count, *tail]), (values, value_spec)], [*[None] * count, *tail])
     return (*axes[:count], *out[count:])
-
-
-@rule(*packets("one_hot"))
-def one_hot(ctx: Context) -> Axes:
-    """The classes are numbers in the data."""
-    dims = letters(ctx.rank(ctx["self"]))
-    axes = ctx.relate([(ctx["self"], dims)], [*dims, None])
-    ctx.pin(axes[-1], "is a class number of")
-    return axes

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from exprune_fx.symmetry.layouts import Axes
+from exprune_fx.symmetry.layouts import Axes, as_size
 from exprune_fx.symmetry.rules.table import Context, DimSpec, Result, letters, packets, rule
 
 aten = torch.ops.aten
@@ -97,11 +97,12 @@ def _ordered(ctx: Context, dims_told_apart: list[int]) -> Result:
     for dim in dims_told_apart:
         ctx.pin(ctx.axes(node)[dim], "has its order used by")
     dims: list[DimSpec] = [None if i in dims_told_apart else f"b{i}" for i in range(ctx.rank(node))]
-    axes = ctx.relate([(node, dims)], dims)
-    for dim in dims_told_apart:
-        ctx.pin(axes[dim], "is an ordered result of")
+    axes = list(ctx.relate([(node, dims)], dims))
     value = ctx.node.meta["val"]
-    return [axes] * len(value) if isinstance(value, (tuple, list)) else axes
+    first = value[0] if isinstance(value, (tuple, list)) else value
+    for dim in dims_told_apart:
+        axes[dim] = ctx.fresh_pinned(as_size(first.shape[dim]), "is an ordered result of")
+    return [tuple(axes)] * len(value) if isinstance(value, (tuple, list)) else tuple(axes)
 
 
 @rule(*packets("cumsum cumprod cummax cummin logcumsumexp sort argsort topk kthvalue flip roll msort unfold_copy"))

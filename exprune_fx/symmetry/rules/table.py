@@ -99,7 +99,7 @@ class Context:
     def where(self) -> str:
         """The op and its module, for reasons."""
         path = self.node.meta.get("module_path") or ""
-        name = getattr(self.node.target, "__name__", str(self.node.target)).removesuffix(".default")
+        name = str(self.node.target).removesuffix(".default")
         return f"{name} (node {self.node.name}" + (f" in {path})" if path else ")")
 
     def axes(self, value: Any) -> Axes:
