@@ -1,0 +1,63 @@
+"""The public surface: what it has, what its names collide with, and what importing it drags in."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import exprune_fx
+
+FUNCTIONS = {
+    "calibrate",
+    "capture",
+    "explain",
+    "find_sites",
+    "measure",
+    "normalise",
+    "python_text",
+    "symmetries",
+    "transform",
+    "verify",
+}
+
+
+def public() -> dict[str, object]:
+    return {
+        name: value
+        for name, value in vars(exprune_fx).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+
+def test_the_functions_are_these() -> None:
+    assert {name for name, value in public().items() if inspect.isfunction(value)} == FUNCTIONS
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(exprune_fx.__path__)}
+    assert "calibration" in modules
+    assert not modules & public().keys()
+
+
+def test_everything_public_says_what_it_is() -> None:
+    assert not [name for name, value in public().items() if not (inspect.getdoc(value) or "").strip()]
+
+
+def test_errors_are_public_and_of_one_family() -> None:
+    errors = {name for name in vars(exprune_fx.errors) if name.endswith("Error")}
+    assert errors <= public().keys()
+    assert all(issubclass(getattr(exprune_fx, name), exprune_fx.ExpruneError) for name in errors)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert exprune_fx.__version__ == version("exprune_fx")
+
+
+def test_importing_loads_nothing_optional() -> None:
+    code = "import sys, exprune_fx; print([m for m in ('transformers', 'torch_geometric', 'matplotlib', 'scipy', "
+    code += "'typer', 'nbformat') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
