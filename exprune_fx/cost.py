@@ -60,11 +60,28 @@ def _attention(node: fx.Node) -> Expr:
     return 2 * scores * (query[-1] + value[-1])
 
 
+def _einsum(node: fx.Node) -> Expr:
+    """2 * every combination of the letters, for two operands; zero for what the count would not be right for."""
+    equation, operands = node.args[0], node.args[1]
+    assert isinstance(equation, str)
+    assert isinstance(operands, list | tuple)
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(terms) != 2 or "." in equation:
+        return sympy.Integer(0)
+    sizes = {
+        letter: size
+        for term, arg in zip(terms, operands, strict=True)
+        for letter, size in zip(term, _shape(arg), strict=True)
+    }
+    return 2 * math.prod(sizes.values())
+
+
 _FLOPS: dict[object, Callable[[fx.Node], Expr]] = {
     aten.linear.default: _contraction(0),
     aten.mm.default: _contraction(0),
     aten.bmm.default: _contraction(0),
     aten.matmul.default: _contraction(0),
+    aten.einsum.default: _einsum,
     aten.addmm.default: _contraction(1),
     aten.baddbmm.default: _contraction(1),
     aten.conv1d.default: _convolution,

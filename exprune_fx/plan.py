@@ -6,7 +6,6 @@ import base64
 import binascii
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +58,8 @@ class Array:
     def from_dict(cls, data: dict[str, Any]) -> Array:
         """The inverse of ``to_dict``; the bytes are checked."""
         array = cls(tuple(int(size) for size in data["shape"]), str(data["float32"]))
+        if any(size < 0 for size in array.shape):
+            raise PlanError(f"an array has shape {list(array.shape)}", hint=_AGAIN)
         array.tensor()
         return array
 
@@ -234,7 +235,7 @@ class Plan:
                 objective=data["objective"],
                 examples=int(data["examples"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"this plan is corrupt: {type(error).__name__}: {error}", hint=_AGAIN) from error
@@ -242,9 +243,13 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; the file appears whole or not at all."""
         target = Path(path)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False) as stream:
-            json.dump(self.to_dict(), stream)
-        Path(stream.name).replace(target)
+        text = json.dumps(self.to_dict())
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -134,14 +134,16 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
     old = Plan(examples=1)
     old.save(path)
 
-    def fail(*_: object) -> None:
+    def fail(unfinished: Path, text: str, encoding: str) -> None:
+        unfinished.write_bytes(text[:40].encode(encoding))
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(json, "dump", fail)
+        patch.setattr(Path, "write_text", fail)
         with pytest.raises(OSError, match="disk full"):
             Plan(examples=2).save(path)
     assert Plan.load(path) == old
+    assert os.listdir(tmp_path) == ["plan.json"], "nothing else is left behind"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
@@ -222,7 +224,6 @@ def test_no_single_change_gives_another_error(data: st.DataObject) -> None:
         assert isinstance(Plan.from_dict(_changed(*path, to=value)), Plan)
 
 
-@pytest.mark.xfail(raises=(IndexError, OverflowError), reason="Plan.from_dict lets these through as they are")
 @pytest.mark.parametrize(
     "data", [_changed("sites", 0, "weight_shape", to=[]), _changed("examples", to=float("inf"))], ids=["no axis", "inf"]
 )
