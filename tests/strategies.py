@@ -378,9 +378,10 @@ class RandomModel(nn.Module):
 def programs(draw: st.DrawFn, smallest: int = 2, largest: int = 6) -> Program:
     """Programs of one mix and so many more instructions, then the readout.
 
-    Mixes and activations are drawn more often: between two mixes is where symmetry lives.
+    What is common in models is drawn more often: mixes, activations, and what rearranges axes between them.
     """
-    op = st.sampled_from(("mix", "activate", "mix", "activate", "binary", *OPERATIONS))
+    often = ("mix", "activate", "mix", "activate", "binary", "chunk", "concat", "reshape")
+    op = st.sampled_from((*often, *OPERATIONS))
     back = st.sampled_from((0, 0, 0, 0, 1, 2))
     instruction = st.builds(Instruction, op, back, st.integers(0, 29), st.integers(0, 5))
     body = draw(st.lists(instruction, min_size=smallest, max_size=largest))
