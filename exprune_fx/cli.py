@@ -76,6 +76,11 @@ _JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help
 _ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")]
 
 
+def _console() -> Console:
+    """Standard output: as wide as the terminal, and wide enough for tables where it is none."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         import torch  # noqa: PLC0415 - the command line answers before torch is loaded where it can
@@ -135,7 +140,7 @@ def demo(
         from exprune_fx.demo_report import demo_json, print_data, print_model  # noqa: PLC0415 - as above
 
         names = demonstration.check_names(model)
-        console = Console()
+        console = _console()
         data = demonstration.load_data(data_dir)
         print_data(console, data, budget)
         candidates = demonstration.all_candidates() if curves else demonstration.few_candidates()
@@ -199,7 +204,7 @@ def explain(
         if "" not in sys.path:
             sys.path.insert(0, "")  # package.module may lie in the current folder, as for python -m
         found = explain_subject(find_subject(model, shapes), budget)
-        Console().print(found)
+        _console().print(found)
         if html is not None:
             found.html(html)
         _write_json(json_path, {"library": version("exprune_fx"), "model": model, **found.to_dict()})

@@ -40,8 +40,15 @@ def _sections(result: ModelResult) -> list[Section]:
     sites = staged_section(result.explanation)
     sections += [sites] if sites is not None else []
     if result.curves:
-        sections.append(Section(f"{result.name}: rules beside each other", (), _comparison(result)))
+        title = f"{result.name}: rules beside each other"
+        sections.append(Section(title, (_COMPARISON_NOTE,), _comparison(result)))
     return sections
+
+
+_COMPARISON_NOTE = (
+    "Rules with no thresholds to fit saw one batch of the calibration images: for the order of terms, and to leave "
+    "dense what would not pay."
+)
 
 
 def _headline(result: ModelResult) -> Table:
@@ -77,6 +84,7 @@ def _comparison(result: ModelResult) -> Table:
         (
             Cell(point.head),
             name_cell(point.guard),
+            Cell(_stages_text(point)),
             Cell(point.claim),
             Cell(percent_text(point.accuracy, 2)),
             _drop_cell(point.drop_points),
@@ -85,8 +93,14 @@ def _comparison(result: ModelResult) -> Table:
         )
         for point in (result.staged, *result.curves)
     )
-    titles = ("head", "guard", "claim", ">accuracy", ">drop, points", ">FLOPs removed", ">of dense, tests")
+    titles = ("head", "guard", "after", "claim", ">accuracy", ">drop, points", ">FLOPs removed", ">tests")
     return Table(columns(*titles), rows)
+
+
+def _stages_text(point: Point) -> str:
+    """Where a prefix is tested, as fractions of K; a principal head has one rank per site."""
+    fractions = ", ".join(f"1/{round(1 / stage)}" for stage in point.stages)
+    return {"prefix": fractions, "principal": "a rank"}.get(point.head, f"{fractions} or a rank")
 
 
 def _drop_cell(points: float) -> Cell:
@@ -141,6 +155,7 @@ def _point_json(point: Point) -> dict[str, Any]:
     return {
         "head": point.head,
         "guard": point.guard,
+        "stages": list(point.stages),
         "claim": point.claim,
         "accuracy": point.accuracy,
         "drop_points": point.drop_points,

@@ -126,7 +126,19 @@ def staged_section(explanation: Explanation) -> Section | None:
         for site in sites
     )
     source = "measured" if sites[0].measured else "as calibration expects"
-    titles = ("site", "kind", ">K", "head", ">after", "guard", "claim", ">alive", ">dense FLOPs", ">removed", ">tests")
+    titles = (
+        "site",
+        "kind",
+        ">K",
+        "head",
+        ">after",
+        "=guard",
+        "=claim",
+        ">alive",
+        ">dense FLOPs",
+        ">removed",
+        ">tests",
+    )
     note = (
         f"K terms a neuron; the guard looks after so many of them (or at a head of that rank); alive: neurons that go "
         f"on after each stage, {source}; removed: of the site's dense FLOPs, tests counted."

@@ -26,10 +26,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title, and on which side its entries stand."""
+    """A column.
+
+    Attributes:
+        title: above it.
+        right: its entries stand right.
+        shared: where all entries are the same, a narrow renderer may say so once instead.
+    """
 
     title: str
     right: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,8 @@ class Document:
 
 
 def columns(*titles: str) -> tuple[Column, ...]:
-    """Columns from titles; a title that starts with ``>`` stands right."""
-    return tuple(Column(title.removeprefix(">"), title.startswith(">")) for title in titles)
+    """Columns from titles; a title that starts with ``>`` stands right, one with ``=`` may be said once."""
+    return tuple(Column(title.lstrip(">="), title.startswith(">"), title.startswith("=")) for title in titles)
 
 
 def name_cell(text: str) -> Cell:

@@ -55,7 +55,7 @@ p.summary { margin-top: 6px; font-size: 17px; color: var(--text); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px;
   margin: 0 0 18px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
+table { border-collapse: collapse; min-width: 40%; font-size: 14px; }
 th { text-align: left; font-weight: 600; color: var(--quiet); border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th, td { padding: 7px 18px 7px 0; vertical-align: top; }
@@ -66,12 +66,15 @@ td.prose { white-space: normal; min-width: 26ch; }
 .right { text-align: right; font-variant-numeric: tabular-nums; }
 .mono, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px; }
 .good { color: var(--good); } .bad { color: var(--bad); } .quiet { color: var(--quiet); }
-.bar { background: linear-gradient(var(--bar), var(--bar)) no-repeat left / var(--share) 100%; border-radius: 3px;
-  padding: 1px 6px; min-width: 84px; display: inline-block; }
+.bar { display: inline-block; min-width: 84px; padding-bottom: 4px; background:
+  linear-gradient(var(--accent), var(--accent)) no-repeat left bottom / var(--share) 3px,
+  linear-gradient(var(--bar), var(--bar)) no-repeat left bottom / 100% 3px; }
 pre { margin: 0; overflow-x: auto; line-height: 1.55; }
 pre .comment { color: var(--quiet); } pre .state { color: var(--good); }
 pre .ours { color: var(--accent); font-weight: 600; }
 """
+
+_COLOURED = re.compile(r"\b(self)\.[\w.]+|\bexprune\.\w+")
 
 _PROSE_FROM = 40
 """Entries longer than this may wrap."""
@@ -137,6 +140,5 @@ def _code(text: str) -> str:
 def _code_line(line: str) -> str:
     """Colours this library's operators, the model's tensors, and comments."""
     code, mark, comment = line.partition("  # ")
-    shown = re.sub(r"\bexprune\.\w+", r'<span class="ours">\g<0></span>', escape(code))
-    shown = re.sub(r"\bself\.[\w.]+", r'<span class="state">\g<0></span>', shown)
+    shown = _COLOURED.sub(lambda m: f'<span class="{"state" if m[1] else "ours"}">{m[0]}</span>', escape(code))
     return shown + (f'<span class="comment">{escape(mark + comment)}</span>' if mark else "")

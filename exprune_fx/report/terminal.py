@@ -13,6 +13,9 @@ from exprune_fx.report.document import document_of
 from exprune_fx.report.explanation import Explanation
 from exprune_fx.report.layout import Cell, Section, Table
 
+_SHORT = 26
+"""Columns of shorter entries are not broken over lines."""
+
 _STYLES = {"": "", "good": "green", "bad": "red", "quiet": "dim"}
 
 
@@ -34,14 +37,21 @@ def section_renderable(section: Section) -> RenderableType:
     return Group(*parts)
 
 
-def table_renderable(table: Table) -> RichTable:
-    """One table without frame lines."""
+def table_renderable(table: Table) -> RenderableType:
+    """One table without frame lines; what is the same in all its rows is said once, below."""
+    same = [
+        column.shared and len(table.rows) > 1 and len({row[i].text for row in table.rows}) == 1
+        for i, column in enumerate(table.columns)
+    ]
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for column in table.columns:
-        drawn.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for i, column in enumerate(table.columns):
+        short = max((len(row[i].text) for row in table.rows), default=0) <= _SHORT
+        if not same[i]:
+            drawn.add_column(column.title, justify="right" if column.right else "left", no_wrap=short, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(_cell, row))
-    return drawn
+        drawn.add_row(*(_cell(cell) for i, cell in enumerate(row) if not same[i]))
+    said = "; ".join(f"{column.title}: {table.rows[0][i].text}" for i, column in enumerate(table.columns) if same[i])
+    return Group(drawn, Text(f"All rows: {said}.", "dim")) if said else drawn
 
 
 def _cell(cell: Cell) -> Text:
