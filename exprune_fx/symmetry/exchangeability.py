@@ -85,7 +85,7 @@ def _free_prefix(report: SymmetryReport, segment: Segment) -> list[int]:
 def _one_product(report: SymmetryReport, segment: Segment, total: int) -> Exchangeability:
     unifier = report.analysis.unifier
     prefix = _free_prefix(report, segment)
-    names = tuple(_name(report, atom) for atom in prefix)
+    names = tuple(dict.fromkeys(_name(report, atom) for atom in prefix))
     if not prefix:
         return Exchangeability(False, _why_not(report, segment), total, 1, None)
     terms = int(product(unifier.size_of(atom) for atom in prefix))
@@ -131,7 +131,7 @@ def _several_segments(report: SymmetryReport, layout: Layout, total: int) -> Exc
 
 
 def _name(report: SymmetryReport, atom: int) -> str:
-    return next((group.name for group in report if group.atom == atom), "a group of no parameter")
+    return next((group.name for group in report if atom in group.atoms), "a group of no parameter")
 
 
 def _listed(names: tuple[str, ...]) -> str:

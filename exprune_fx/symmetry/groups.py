@@ -26,7 +26,7 @@ class Member:
     Attributes:
         target: dotted name of the parameter or buffer.
         dim: the axis.
-        atom: internal name of what is permuted.
+        atoms: internal names of the factors whose joint positions are permuted, outer first.
         runs: the axis as strided runs of positions.
         index_atoms: what the permutation may depend on, outer first.
         index_runs: `(dim, runs)` of the other axes of this parameter that carry an index atom.
@@ -34,7 +34,7 @@ class Member:
 
     target: str
     dim: int
-    atom: int = field(repr=False)
+    atoms: tuple[int, ...] = field(repr=False)
     runs: tuple[Run, ...] = field(repr=False)
     index_atoms: tuple[tuple[int, int], ...] = field(repr=False, default=())
     index_runs: tuple[tuple[int, tuple[Run, ...]], ...] = field(repr=False, default=())
@@ -46,14 +46,15 @@ class Member:
         With `repeats`, point `r * size + i` is member i for index r; where the index is another axis of the parameter,
         the points of every index share their positions.
         """
-        size = next(step[1] for run in self.runs for step in run.factors if step[0] == self.atom)
+        sizes = self._sizes()
+        size = math.prod(sizes)
         repeats = math.prod(count for _, count in self.index_atoms)
         found: list[list[int]] = [[] for _ in range(repeats * size)]
         for run in self.runs:
-            if not any(factor[0] == self.atom for factor in run.factors):
+            if not any(factor[0] in self.atoms for factor in run.factors):
                 continue
             places, coordinates = _grid(run)
-            member = coordinates[self.atom]
+            member = np.ravel_multi_index([coordinates[atom] for atom in self.atoms], sizes)
             index: _Index | None = np.zeros_like(member)
             for atom, count in self.index_atoms:
                 index = None if index is None or atom not in coordinates else index * count + coordinates[atom]
@@ -77,7 +78,7 @@ class Member:
         extents[self.dim] = length
         result = np.broadcast_to(np.arange(length).reshape(_along(self.dim, length, rank)), extents).copy()
         for run in self.runs:
-            if not any(factor[0] == self.atom for factor in run.factors):
+            if not any(factor[0] in self.atoms for factor in run.factors):
                 continue
             places, coordinates = _grid(run)
             repeat: _Index = np.zeros([1] * rank, dtype=np.int64)
@@ -90,13 +91,29 @@ class Member:
                 repeat = repeat * count + along
             origin = np.full([1] * rank, run.offset, dtype=np.int64)
             for k, (atom, _, stride) in enumerate(run.factors):
-                own = _factor_grid(run, k).reshape(_along(self.dim, len(places), rank))
-                origin = origin + (inverse[repeat, own] if atom == self.atom else own) * stride
+                moved = self._origin(inverse, repeat, atom, run, k, rank)
+                origin = origin + moved * stride
             target = [slice(None)] * rank
             index: list[slice | _Index] = list(target)
             index[self.dim] = places
             result[tuple(index)] = origin
         return result
+
+    def _sizes(self) -> list[int]:
+        known = {atom: size for run in self.runs for atom, size, _ in run.factors}
+        return [known[atom] for atom in self.atoms]
+
+    def _origin(self, inverse: _Index, repeat: _Index, atom: int, run: Run, k: int, rank: int) -> _Index:
+        """Coordinate of factor k at the place where the content of each position of the run comes from."""
+        own = _factor_grid(run, k)
+        along = _along(self.dim, len(own), rank)
+        if atom not in self.atoms:
+            return own.reshape(along)
+        if len(self.atoms) == 1:
+            return inverse[repeat, own.reshape(along)]
+        sizes, (_, coordinates) = self._sizes(), _grid(run)
+        cells = np.ravel_multi_index([coordinates[a] for a in self.atoms], sizes).reshape(along)
+        return np.unravel_index(inverse[repeat, cells], sizes)[self.atoms.index(atom)]
 
 
 def _rows(index: _Index | None, repeat: int) -> npt.NDArray[np.bool_] | slice:
@@ -194,7 +211,7 @@ class SymmetryGroup:
     members: tuple[Member, ...] = field(repr=False)
     indexed_by: tuple[str, ...] = ()
     repeats: int = 1
-    atom: int = field(repr=False, default=-1)
+    atoms: tuple[int, ...] = field(repr=False, default=())
     graph: str = field(repr=False, default="")
 
     @property

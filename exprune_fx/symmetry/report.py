@@ -15,7 +15,7 @@ from exprune_fx.symmetry.analysis import Analysis, analyse
 from exprune_fx.symmetry.groups import Member, SymmetryGroup
 from exprune_fx.symmetry.layouts import Axes, Layout, Run, Size
 from exprune_fx.symmetry.rules.table import KERNEL_POSITION
-from exprune_fx.symmetry.wreath import index_atoms
+from exprune_fx.symmetry.wreath import Structure, structures
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class SymmetryReport(Sequence[SymmetryGroup]):
             SymmetryError: there is no such tensor value or dim.
         """
         layout = self.layout_of(node, dim)
-        return layout[0][0].group if len(layout) == 1 and len(layout[0]) == 1 else None
+        names = {factor.group for product in layout for factor in product}
+        whole = [g for g in self.groups if g.name in names and len(layout) == 1 and len(g.atoms) == len(layout[0])]
+        return whole[0].name if len(names) == 1 and whole else None
 
     def layout_of(self, node: fx.Node | str, dim: int, result: int = 0) -> AxisLayout:
         """How an axis of a value is made up: a concatenation of products of factors, outer first.
@@ -134,7 +136,7 @@ class SymmetryReport(Sequence[SymmetryGroup]):
             raise SymmetryError(
                 f"{name} has no axis {dim} in the analysed graph", hint="give the name of a tensor node"
             )
-        unifier, names = self.analysis.unifier, {group.atom: group.name for group in self.groups}
+        unifier, names = self.analysis.unifier, {a: group.name for group in self.groups for a in group.atoms}
         return tuple(
             tuple(Factor(names.get(a), unifier.size_of(a), unifier.pin_reason(a), a) for a in run)
             for run in unifier.products(axes[dim])
@@ -159,9 +161,9 @@ def symmetries(gm: fx.GraphModule) -> SymmetryReport:
     analysis = analyse(gm)
     runs = {t: tuple(_runs(analysis, axis) for axis in axes) for t, axes in analysis.parameters.items()}
     atoms = _parameter_atoms(analysis, runs)
-    indices = index_atoms(analysis, atoms)
-    names = _names(atoms, runs, analysis)
-    groups = tuple(_group(analysis, atom, indices[atom], names, runs) for atom in atoms)
+    found = structures(analysis, atoms)
+    names = _names(found, runs, analysis)
+    groups = tuple(_group(analysis, structure, names, runs) for structure in found)
     return SymmetryReport(groups, analysis)
 
 
@@ -180,65 +182,74 @@ def _parameter_atoms(analysis: Analysis, runs: Runs) -> list[int]:
     return [a for a, size in found.items() if size > 1 and analysis.unifier.pin_reason(a) != KERNEL_POSITION]
 
 
-def _names(atoms: list[int], runs: Runs, analysis: Analysis) -> dict[int, str]:
+def _names(found: list[Structure], runs: Runs, analysis: Analysis) -> dict[int, str]:
+    """Name of the group of every atom."""
     names: dict[int, str] = {}
+    joint = {atom: structure.atoms for structure in found for atom in structure.atoms}
     taken: Counter[str] = Counter()
     for target, axes in runs.items():
         for dim, axis in enumerate(axes):
             for run in axis:
                 for atom, _, _ in run.factors:
-                    if atom in names:
+                    if atom in names or atom not in joint:
                         continue
-                    name = _name(target, dim, analysis.shapes[target][dim], run, atom)
+                    name = _name(target, dim, analysis.shapes[target][dim], run, joint[atom])
                     taken[name] += 1
-                    names[atom] = name if taken[name] == 1 else f"{name}#{taken[name]}"
-    return {atom: names[atom] for atom in atoms}
+                    unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
+                    names.update(dict.fromkeys(joint[atom], unique))
+    return names
 
 
-def _name(target: str, dim: int, length: int, run: Run, atom: int) -> str:
+def _name(target: str, dim: int, length: int, run: Run, atoms: tuple[int, ...]) -> str:
     stop = run.offset + 1 + sum((size - 1) * stride for _, size, stride in run.factors)
     place = "" if (run.offset, stop) == (0, length) else f"[{run.offset}:{stop}]"
-    factors = "x".join(f"[{size}]" if a == atom else f"{size}" for a, size, _ in run.factors)
-    return f"{target}[{dim}]{place}" + (f":{factors}" if len(run.factors) > 1 else "")
+    factors = "x".join(f"[{size}]" if a in atoms else f"{size}" for a, size, _ in run.factors)
+    return f"{target}[{dim}]{place}" + (f":{factors}" if len(run.factors) > len(atoms) else "")
 
 
-def _group(analysis: Analysis, atom: int, indices: tuple[int, ...], names: dict[int, str], runs: Runs) -> SymmetryGroup:
+def _group(analysis: Analysis, structure: Structure, names: dict[int, str], runs: Runs) -> SymmetryGroup:
     unifier = analysis.unifier
-    reason = unifier.pin_reason(atom)
-    index_atoms_ = tuple((index, unifier.size_of(index)) for index in indices)
+    atoms = structure.atoms
+    reason = unifier.pin_reason(atoms[0])
+    indices = tuple((index, unifier.size_of(index)) for index in structure.indices)
     members = tuple(
-        _member(target, dim, atom, axes, index_atoms_)
+        _member(target, dim, atoms, axes, indices)
         for target, axes in runs.items()
         for dim, axis in enumerate(axes)
-        if any(a == atom for run in axis for a, _, _ in run.factors)
+        if any(a in atoms for run in axis for a, _, _ in run.factors)
     )
+    indexed_by = tuple(dict.fromkeys(names[index] for index in structure.indices))
     words = "is tied to no input, no output and no op that tells its positions apart"
-    if indices:
-        words += f"; another permutation for each index of {', '.join(names[i] for i in indices)}"
+    if indexed_by:
+        words += f"; another permutation for each index of {', '.join(indexed_by)}"
     return SymmetryGroup(
-        name=names[atom],
-        size=unifier.size_of(atom),
+        name=names[atoms[0]],
+        size=math.prod(unifier.size_of(atom) for atom in atoms),
         free=reason is None,
         reason=words if reason is None else reason,
         members=members,
-        indexed_by=tuple(names[i] for i in indices),
-        repeats=math.prod(size for _, size in index_atoms_),
-        atom=atom,
+        indexed_by=indexed_by,
+        repeats=math.prod(size for _, size in indices),
+        atoms=atoms,
         graph=analysis.fingerprint,
     )
 
 
 def _member(
-    target: str, dim: int, atom: int, axes: tuple[tuple[Run, ...], ...], index_atoms_: tuple[tuple[int, int], ...]
+    target: str,
+    dim: int,
+    atoms: tuple[int, ...],
+    axes: tuple[tuple[Run, ...], ...],
+    indices: tuple[tuple[int, int], ...],
 ) -> Member:
     own = {a for run in axes[dim] for a, _, _ in run.factors}
-    wanted = {a for a, _ in index_atoms_} - own
+    wanted = {a for a, _ in indices} - own
     others = tuple(
         (other, axis)
         for other, axis in enumerate(axes)
         if other != dim and any(a in wanted for run in axis for a, _, _ in run.factors)
     )
-    return Member(target, dim, atom, axes[dim], index_atoms_, others)
+    return Member(target, dim, atoms, axes[dim], indices, others)
 
 
 __all__ = ["Axes", "AxisLayout", "Factor", "SymmetryReport", "symmetries"]

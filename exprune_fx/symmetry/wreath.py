@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import networkx as nx
 
@@ -19,12 +20,24 @@ from exprune_fx.symmetry.rules.table import Event
 Products = tuple[tuple[int, ...], ...]
 
 
-def index_atoms(analysis: Analysis, atoms: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """For each atom, those that it may be permuted independently for each index of.
+@dataclass(frozen=True)
+class Structure:
+    """What one group permutes.
 
-    Args:
-        analysis: of the graph.
-        atoms: the atoms that occur in parameters, in graph order.
+    Attributes:
+        atoms: whose joint positions are permuted (one atom, but where several never go apart and are never told apart).
+        indices: atoms for each index of which the permutation may be another one, in graph order.
+    """
+
+    atoms: tuple[int, ...]
+    indices: tuple[int, ...]
+
+
+def structures(analysis: Analysis, atoms: Sequence[int]) -> list[Structure]:
+    """The groups on these atoms, which occur in parameters and are given in graph order.
+
+    Two atoms each of which may be permuted independently for each index of the other are one: row-wise and column-wise
+    permutations of a grid generate all permutations of its cells.
     """
     finder = _Finder(analysis)
     graph: nx.DiGraph = nx.DiGraph()
@@ -33,13 +46,19 @@ def index_atoms(analysis: Analysis, atoms: Sequence[int]) -> dict[int, tuple[int
     for atom in atoms:
         if analysis.unifier.pin_reason(atom) is None:
             graph.add_edges_from((atom, other) for other in finder.candidates(atom) if finder.independent(atom, other))
+    joint: dict[int, tuple[int, ...]] = {atom: (atom,) for atom in atoms}
     for component in list(nx.strongly_connected_components(graph)):
-        if (
-            len(component) > 1
-        ):  # each for each index of the other: keep the direction from later (inner) to earlier (outer)
-            edges = [(a, b) for a, b in graph.edges if {a, b} <= component and order[a] < order[b]]
-            graph.remove_edges_from(edges)
-    return {atom: tuple(sorted(graph.successors(atom), key=order.__getitem__)) for atom in atoms}
+        clique = tuple(sorted(component, key=order.__getitem__))
+        if finder.always_together(clique) and all(graph.has_edge(a, b) for a in clique for b in clique if a != b):
+            joint.update(dict.fromkeys(clique, clique))
+            graph.remove_edges_from([(a, b) for a in clique for b in clique])
+        else:  # keep the direction from the inner to the outer one, which comes first
+            graph.remove_edges_from([(a, b) for a in clique for b in clique if order[a] < order[b]])
+    found = []
+    for clique in dict.fromkeys(joint.values()):
+        common = set.intersection(*(set(graph.successors(atom)) for atom in clique))
+        found.append(Structure(clique, tuple(sorted(common, key=order.__getitem__))))
+    return found
 
 
 class _Finder:
@@ -81,6 +100,11 @@ class _Finder:
                 common = here if common is None else common & here
         size_one = {other for other in common or () if self._unifier.size_of(other) == 1}
         return sorted((common or set()) - {atom} - size_one)
+
+    def always_together(self, atoms: tuple[int, ...]) -> bool:
+        """Whether the atoms are factors of the same axis, each once, wherever parameters have one of them."""
+        runs = [run for axes in self._parameters for axis in axes for run in axis if not {*run}.isdisjoint(atoms)]
+        return all(run.count(atom) == 1 for run in runs for atom in atoms)
 
     def independent(self, atom: int, index: int) -> bool:
         """Whether `atom` may be permuted by another permutation for each index of `index`."""

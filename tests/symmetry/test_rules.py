@@ -172,8 +172,9 @@ POOLS = [
           ((3, 1), (6, 1), (6, 1)), v=(12, 6, 1, 1), u=(6, 3, 1, 1)),
     convs("pixel unshuffle", lambda p, h: aten.conv2d.default(aten.pixel_unshuffle.default(h, 2), p.u),
           ((6, 1), (6, 1)), v=(1,), u=(6, 24, 1, 1)),
+    convs("channel shuffle before a convolution over all", lambda p, h: aten.channel_shuffle.default(h, 2)),
     convs("channel shuffle", lambda p, h: aten.conv2d.default(aten.channel_shuffle.default(h, 2), p.v, None, [1, 1], [0, 0], [1, 1], 3),
-          ((2, 3), (2, 1), (3, 1)), v=(6, 2, 1, 1)),
+          ((2, 3), (2, 3), (3, 1)), v=(6, 2, 1, 1)),
     sandwich("padding the axis itself", lambda p, h: aten.constant_pad_nd.default(h, [1, -1]), ()),
 ]  # fmt: skip
 
@@ -183,6 +184,8 @@ SHAPES = [
              ((2, 1), (3, 2))),
     sandwich("view with a batch merged",
              lambda p, h: aten.view.default(aten.relu.default(aten.view.default(h, [12])), [2, 6])),
+    sandwich("view to a product and back, with nothing between that tells heads",
+             lambda p, h: aten.view.default(aten.relu.default(aten.view.default(h, [2, 2, 3])), [2, 6])),
     sandwich("views that do not align",
              lambda p, h: aten.view.default(aten.softmax.int(aten.view.default(
                  aten.softmax.int(aten.view.default(h, [2, 2, 3]), -1), [2, 3, 2]), -1), [2, 6]), ()),
