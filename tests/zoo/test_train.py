@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from exprune_fx.errors import DataError
-from exprune_fx.zoo import resnet_fashion, vgg_fashion
+from exprune_fx.zoo import normalise, resnet_fashion, vgg_fashion
 from exprune_fx.zoo.train import Recipe, augment, batches, main, train
 from exprune_fx.zoo.weights import load_weights, save_weights
 from tests.zoo.fashion import publish
@@ -83,6 +83,13 @@ def test_batches_cover_each_image_at_most_once() -> None:
     assert not torch.equal(seen, seen.sort().values)
 
 
+def test_plain_batches_are_the_images_as_they_are() -> None:
+    images, labels = striped(8)
+    ((got, chosen),) = batches(images, torch.arange(8), Recipe(batch_size=8, augmented=False), torch.Generator())
+    assert torch.equal(got, normalise(images[chosen]))
+    assert torch.equal(chosen.sort().values, torch.arange(len(labels)))
+
+
 def test_weights_survive_the_round_trip_but_for_rounding(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, copy = vgg_fashion(), vgg_fashion()
@@ -118,4 +125,11 @@ def test_command_trains_and_reports(
     options = ["--model", "vgg", "--data-dir", str(tmp_path), "--out", str(out), "--epochs", "1", "--batch-size", "6"]
     main(options)
     assert "% of 5 test images" in capsys.readouterr().out
-    load_weights(vgg_fashion(), out)
+    first = vgg_fashion()
+    load_weights(first, out)
+    again = tmp_path / "again.pt"
+    main([*options, "--out", str(again), "--init", str(out), "--plain", "--peak-lr", "1e-9"])
+    second = vgg_fashion()
+    load_weights(second, again)
+    # a learning rate of nothing: what came out is what went in, but for the batch norms' running statistics
+    torch.testing.assert_close(dict(second.named_parameters()), dict(first.named_parameters()), rtol=1e-3, atol=1e-6)
