@@ -151,13 +151,14 @@ class Attention(nn.Module):
         return z
 
 
+# The first four are those that the library stages.
 ACTIVATIONS: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor]], ...] = (
     ("relu", F.relu),
     ("relu6", F.relu6),
     ("squared_relu", lambda x: F.relu(x).square()),
+    ("relu_", lambda x: F.relu_(x * 1.0)),
     ("gelu", F.gelu),
     ("sigmoid", torch.sigmoid),
-    ("relu_", lambda x: F.relu_(x * 1.0)),
 )
 
 
@@ -195,7 +196,9 @@ def _norm(b: Builder, i: Instruction) -> None:
     if i.b % 3 == 0 and len(shape) != 2:
         layer, text = (nn.BatchNorm1d(width) if len(shape) == 1 else nn.BatchNorm2d(width)), "batch_norm"
     elif i.b % 3 == 1 and len(shape) != 2:
-        groups = divisors(width)[i.c % len(divisors(width))]
+        # Norm over one number gives the bias whatever the number is: nothing after it would test anything.
+        several = [k for k in divisors(width) if math.prod(shape) > k] or [1]
+        groups = several[i.c % len(several)]
         layer, text = nn.GroupNorm(groups, width), f"group_norm[{groups}]"
     else:
         layer, text = (ChannelLayerNorm(width) if len(shape) == 3 else nn.LayerNorm(width)), "layer_norm"
@@ -207,6 +210,15 @@ def _activate(b: Builder, i: Instruction) -> None:
     assert at is not None
     name, function = ACTIVATIONS[i.b % len(ACTIVATIONS)]
     b.add(name, (at,), function, b.values[at])
+
+
+def _block(b: Builder, i: Instruction) -> None:
+    """A mix and one of the first four activations on it."""
+    before = len(b.values)
+    _mix(b, i)
+    if len(b.values) > before:
+        name, function = ACTIVATIONS[i.b % 4]
+        b.add(name, (before,), function, b.values[before])
 
 
 def _binary(b: Builder, i: Instruction) -> None:
@@ -309,6 +321,7 @@ def _attention(b: Builder, i: Instruction) -> None:
 
 
 OPERATIONS: dict[str, Callable[[Builder, Instruction], None]] = {
+    "block": _block,
     "activate": _activate,
     "mix": _mix,
     "binary": _binary,
@@ -380,7 +393,7 @@ def programs(draw: st.DrawFn, smallest: int = 2, largest: int = 6) -> Program:
 
     What is common in models is drawn more often: mixes, activations, and what rearranges axes between them.
     """
-    often = ("mix", "activate", "mix", "activate", "binary", "chunk", "concat", "reshape")
+    often = ("block", "block", "mix", "activate", "binary", "chunk", "concat", "reshape")
     op = st.sampled_from((*often, *OPERATIONS))
     back = st.sampled_from((0, 0, 0, 0, 1, 2))
     instruction = st.builds(Instruction, op, back, st.integers(0, 29), st.integers(0, 5))
