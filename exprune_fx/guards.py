@@ -140,8 +140,9 @@ class FinitePopulation(Guard):
 class Calibrated(Guard):
     """Stop when ``S + c < t_j``: one threshold a neuron, the largest that loses ``budget`` of its energy at most.
 
-    The energy of neuron j is the sum of ``activation(z_j)^2`` over the calibration examples. Budget 0 stops only
-    neurons below everything that ever came alive.
+    The energy of neuron j is the sum of ``activation(z_j)^2`` over the calibration examples; where a max-pool alone
+    reads the activation, over the elements that win a window. Budget 0 stops only neurons below everything that ever
+    came alive.
 
     Raises:
         GuardError: budget is not in [0, 1).

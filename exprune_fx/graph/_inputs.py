@@ -75,6 +75,33 @@ def _show_path(path: Sequence[Any]) -> str:
     return root + pytree.keystr(tuple(path[1:]))
 
 
+def bind_inputs(
+    gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    """A call's arguments by name, and flattened to one value for each placeholder.
+
+    Raises:
+        CaptureError: the call does not fit the captured signature, or its structure is another one.
+    """
+    try:
+        bound = inspect.signature(gm.forward).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(
+            f"the call does not fit the captured signature: {error}",
+            hint="pass every argument that was given at capture, defaults too, and no other",
+        ) from error
+    in_spec = gm.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined] # the dialect's code generator
+    positional = in_spec.child(0).num_children
+    values = list(bound.values())
+    tree = (values[:positional], dict(zip(in_spec.child(1).context, values[positional:], strict=True)))
+    try:
+        return bound, fx_pytree.tree_flatten_spec(tree, in_spec)
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise CaptureError(
+            f"the inputs {describe_inputs(args, kwargs)} have another structure than the example's: {error}"
+        ) from error
+
+
 @dataclass(frozen=True)
 class InputCheck:
     """A forward pre-hook that refuses inputs for which the captured graph was not traced.
@@ -122,23 +149,7 @@ class InputCheck:
         key = None if kwargs or not all(type(a) is Tensor for a in args) else tuple(a.shape for a in args)
         if key is not None and key in self._accepted:
             return
-        try:
-            bound = inspect.signature(gm.forward).bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise CaptureError(
-                f"the call does not fit the captured signature: {error}",
-                hint="pass every argument that was given at capture, defaults too, and no other",
-            ) from error
-        in_spec = gm.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined] # the dialect's code generator
-        positional = in_spec.child(0).num_children
-        values = list(bound.values())
-        tree = (values[:positional], dict(zip(in_spec.child(1).context, values[positional:], strict=True)))
-        try:
-            flat = fx_pytree.tree_flatten_spec(tree, in_spec)
-        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-            raise CaptureError(
-                f"the inputs {describe_inputs(args, kwargs)} have another structure than the example's: {error}"
-            ) from error
+        bound, flat = bind_inputs(gm, args, kwargs)
         names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
         problem = self._problem(names, flat) or self._guard_problem(bound)
         if problem:

@@ -7,10 +7,10 @@ from typing import Any
 
 import sympy
 import torch
-import torch.fx._pytree as fx_pytree
 from torch import fx
 
 from exprune_fx.errors import CaptureError
+from exprune_fx.graph._inputs import bind_inputs
 
 
 def as_call(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -25,8 +25,8 @@ def as_call(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
         raise CaptureError(
             f"a batch is a {type(batch).__name__}", hint="give tuples of positional arguments, or pairs (args, kwargs)"
         )
-    if len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], Mapping):
-        return batch[0], dict(batch[1])
+    if len(batch) == 2 and isinstance(batch[0], tuple | list) and isinstance(batch[1], Mapping):
+        return tuple(batch[0]), dict(batch[1])
     return batch, {}
 
 
@@ -34,17 +34,9 @@ def flat_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, 
     """One value for each placeholder, in order.
 
     Raises:
-        CaptureError: the inputs' structure is not the captured one.
+        CaptureError: the call does not fit the captured signature, or its structure is another one.
     """
-    in_spec = gm.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined] # the dialect's code generator
-    try:
-        ordered = {name: kwargs[name] for name in in_spec.child(1).context}
-        return list(fx_pytree.tree_flatten_spec((list(args), ordered), in_spec))
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise CaptureError(
-            f"a batch has another structure than the captured example: {type(error).__name__}: {error}",
-            hint="give batches of the arguments that the model was captured with",
-        ) from error
+    return bind_inputs(gm, args, kwargs)[1]
 
 
 def symbol_values(gm: fx.GraphModule, flat: list[Any]) -> dict[sympy.Expr, int]:
