@@ -13,7 +13,7 @@ from torch import fx
 from exprune_fx.errors import SymmetryError
 from exprune_fx.symmetry.analysis import Analysis, analyse
 from exprune_fx.symmetry.groups import Member, SymmetryGroup
-from exprune_fx.symmetry.layouts import Axes, Layout, Run, Size
+from exprune_fx.symmetry.layouts import Layout, Run, Size
 from exprune_fx.symmetry.rules.table import KERNEL_POSITION
 from exprune_fx.symmetry.wreath import Structure, structures
 
@@ -250,6 +250,3 @@ def _member(
         if other != dim and any(a in wanted for run in axis for a, _, _ in run.factors)
     )
     return Member(target, dim, atoms, axes[dim], indices, others)
-
-
-__all__ = ["Axes", "AxisLayout", "Factor", "SymmetryReport", "symmetries"]

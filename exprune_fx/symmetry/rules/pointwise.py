@@ -15,17 +15,18 @@ log_sigmoid hardshrink softshrink tanhshrink threshold logit square exp exp2 exp
 reciprocal neg abs sign sgn cos sin tan acos asin atan cosh sinh acosh asinh atanh erf erfc erfinv floor ceil round
 trunc frac isnan isinf isfinite nan_to_num logical_not bitwise_not clamp clamp_min clamp_max clip to _to_copy clone
 alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy positive deg2rad rad2deg
-digamma lgamma sinc i0 type_as _conj conj real bernoulli
+digamma lgamma sinc i0 _conj conj real
 """
 _BINARY = """
 add sub mul div rsub true_divide floor_divide remainder fmod maximum minimum fmax fmin pow eq ne lt le gt ge greater
 less greater_equal less_equal not_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor atan2
-hypot xlogy copysign where masked_fill lerp addcmul addcdiv heaviside logaddexp logaddexp2 float_power polar complex
+hypot xlogy copysign masked_fill lerp addcmul addcdiv heaviside logaddexp logaddexp2 float_power polar complex
 special_xlog1py nextafter
 """
 
 
 @rule(*packets(_UNARY), *packets(_BINARY))
+@rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def pointwise(ctx: Context) -> Axes:
     """Each result element is one function of the elements at its position."""
     rank = len(ctx.shape())

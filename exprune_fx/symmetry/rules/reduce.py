@@ -105,7 +105,7 @@ def _ordered(ctx: Context, dims_told_apart: list[int]) -> Result:
     return [tuple(axes)] * len(value) if isinstance(value, (tuple, list)) else tuple(axes)
 
 
-@rule(*packets("cumsum cumprod cummax cummin logcumsumexp sort argsort topk kthvalue flip roll msort unfold_copy"))
+@rule(*packets("cumsum cumprod cummax cummin logcumsumexp sort argsort topk flip roll msort"))
 def ordered(ctx: Context) -> Result:
     """Running and ordering ops along a dim (all dims where none is given)."""
     node = ctx.node.args[0]
