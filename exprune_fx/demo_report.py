@@ -46,8 +46,9 @@ def _sections(result: ModelResult) -> list[Section]:
 
 
 _COMPARISON_NOTE = (
-    "Rules with no thresholds to fit saw one batch of the calibration images: for the order of terms, and to leave "
-    "dense what would not pay."
+    "Drop: percentage points. Removed: FLOPs, tests counted; tests: their own share of the dense FLOPs. Rules with no "
+    "thresholds to fit saw one batch of the calibration images: for the order of terms, and to leave dense what would "
+    "not pay."
 )
 
 
@@ -93,14 +94,14 @@ def _comparison(result: ModelResult) -> Table:
         )
         for point in (result.staged, *result.curves)
     )
-    titles = ("head", "guard", "after", "claim", ">accuracy", ">drop, points", ">FLOPs removed", ">tests")
+    titles = ("head", "guard", "after", "claim", ">accuracy", ">drop", ">removed", ">tests")
     return Table(columns(*titles), rows)
 
 
 def _stages_text(point: Point) -> str:
     """Where a prefix is tested, as fractions of K; a principal head has one rank per site."""
     fractions = ", ".join(f"1/{round(1 / stage)}" for stage in point.stages)
-    return {"prefix": fractions, "principal": "a rank"}.get(point.head, f"{fractions} or a rank")
+    return {"prefix": fractions, "principal": "one rank"}.get(point.head, f"{fractions}, or one rank")
 
 
 def _drop_cell(points: float) -> Cell:

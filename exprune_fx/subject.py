@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from exprune_fx import zoo
 from exprune_fx.calibration import calibrate
 from exprune_fx.errors import CaptureError, ExpruneError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
-from exprune_fx.measurement import measure
 from exprune_fx.pipeline import transform
 from exprune_fx.report import Explanation, explain
 
@@ -43,7 +42,8 @@ def find_subject(name: str, shapes: Sequence[tuple[int, ...]] = ()) -> Subject:
 
     Args:
         name: ``package.module:callable``, a .pt2 file, or a shipped model.
-        shapes: of float32 noise to capture with, one for each input; a callable may return args instead.
+        shapes: of float32 noise to capture with, one for each input; a callable may return args instead, and a shipped
+            model has its images.
 
     Raises:
         ExpruneError: there is no such model, it or it cannot be made or captured.
@@ -55,7 +55,8 @@ def find_subject(name: str, shapes: Sequence[tuple[int, ...]] = ()) -> Subject:
         return Subject(capture(program, args), [tuple(example)] if example else [])
     if name in zoo.names():
         batches = zoo.calibration_batches(250)
-        return Subject(capture(zoo.load(name), inputs or (batches[0][0][:1],)), list(batches) if not inputs else [])
+        example = (batches[0][0][:2],)
+        return Subject(capture(zoo.load(name), example, dynamic_shapes=({0: Dim.AUTO},)), list(batches))
     return _from_callable(name, inputs)
 
 
@@ -103,7 +104,9 @@ def _call(name: str) -> Any:
 
 
 def explain_subject(subject: Subject, budget: float | None) -> Explanation:
-    """Explains the captured model; with a budget, calibrates and stages it first, and measures.
+    """Explains the captured model; with a budget, calibrates and stages it first.
+
+    The figures are then those that calibration expects: there are no other examples to measure on.
 
     Raises:
         ExpruneError: a budget without real examples.
@@ -115,5 +118,5 @@ def explain_subject(subject: Subject, budget: float | None) -> Explanation:
             "--budget calibrates, and there are no real examples to calibrate on",
             hint="let the callable return (module, args), without --input-shape",
         )
-    staged = transform(subject.graph, calibrate(subject.graph, subject.batches, Calibrated(budget)))
-    return explain(staged, measure(staged, subject.batches))
+    plan = calibrate(subject.graph, subject.batches, Calibrated(budget))
+    return explain(transform(subject.graph, plan))

@@ -90,7 +90,7 @@ def test_explain_writes_json_and_a_page(tmp_path: Path) -> None:
     data = json.loads(figures.read_text())
     assert data["library"] == version("exprune_fx")
     assert data["staged"] is True
-    assert data["totals"]["examples"] == 32
+    assert (data["totals"]["examples"], data["totals"]["calibration_examples"]) == (0, 32)
     assert [site["name"] for site in data["sites"]] == ["first", "second"]
     assert page.read_text().startswith("<!DOCTYPE html>")
 
@@ -203,7 +203,7 @@ def test_demo_lists_every_site_with_what_was_decided() -> None:
 
 def test_demo_compares_rules() -> None:
     (model,) = demonstrated()[1]["models"]
-    assert [point["guard"] for point in model["curves"]] == ["StatsTest(0.05)"]
+    assert [point["guard"] for point in model["curves"]] == ["StatsTest(0.05)", "Threshold(-0.01)"]
     for point in model["curves"]:
         drop = 100 * (model["accuracy_dense"] - point["accuracy"])
         assert point["drop_points"] == pytest.approx(drop)

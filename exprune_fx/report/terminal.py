@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.rule import Rule
@@ -12,9 +14,6 @@ from rich.text import Text
 from exprune_fx.report.document import document_of
 from exprune_fx.report.explanation import Explanation
 from exprune_fx.report.layout import Cell, Section, Table
-
-_SHORT = 26
-"""Columns of shorter entries are not broken over lines."""
 
 _STYLES = {"": "", "good": "green", "bad": "red", "quiet": "dim"}
 
@@ -43,11 +42,12 @@ def table_renderable(table: Table) -> RenderableType:
         column.shared and len(table.rows) > 1 and len({row[i].text for row in table.rows}) == 1
         for i, column in enumerate(table.columns)
     ]
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for i, column in enumerate(table.columns):
-        short = max((len(row[i].text) for row in table.rows), default=0) <= _SHORT
         if not same[i]:
-            drawn.add_column(column.title, justify="right" if column.right else "left", no_wrap=short, overflow="fold")
+            whole = column.right or i == 0  # numbers and names are not broken over lines, prose may be
+            side: Literal["left", "right"] = "right" if column.right else "left"
+            drawn.add_column(column.title, justify=side, no_wrap=whole, overflow="fold")
     for row in table.rows:
         drawn.add_row(*(_cell(cell) for i, cell in enumerate(row) if not same[i]))
     said = "; ".join(f"{column.title}: {table.rows[0][i].text}" for i, column in enumerate(table.columns) if same[i])
