@@ -132,13 +132,12 @@ class SiteCost:
         return self.work.subs(values), self.overhead.subs(values)
 
 
-def _norm_flops(gm_input: fx.Node, site: Site, pixels_out: Expr, seen: int) -> Expr:
-    """Two norms of the inputs: all of them (the rounding margin) and those not seen."""
-    features = sum((site.terms * site.block, (site.terms - seen) * site.block))
+def _norm_flops(value: fx.Node, site: Site, pixels_out: Expr, features: int) -> Expr:
+    """One norm of a site's inputs over some of its features (channels): squares and sums, then a box sum."""
     if site.geometry is None:
         return 2 * pixels_out * features
-    pixels_in = elements_expr(gm_input) / _shape(gm_input)[1]
-    return 2 * pixels_in * features + 2 * pixels_out * math.prod(site.weight_shape[2:])
+    pixels_in = elements_expr(value) / _shape(value)[1]
+    return site.geometry.groups * (2 * pixels_in * features + pixels_out * math.prod(site.weight_shape[2:]))
 
 
 def _prefix_work(site: Site, outputs: Expr, stages: Sequence[int], alive: Sequence[Expr]) -> Expr:
@@ -190,9 +189,11 @@ def site_cost(
     for share, seen in zip([sympy.Integer(1), *alive], stages, strict=False):
         terms_new = seen - previous if head == "prefix" else seen
         overhead += share * outputs * guard.test_flops(terms_new)
-        if isinstance(guard, Bound):
-            overhead += _norm_flops(value, site, pixels, seen if head == "prefix" else 0)
+        if isinstance(guard, Bound) and head == "prefix":
+            overhead += _norm_flops(value, site, pixels, (site.terms - seen) * site.block)
         previous = seen
+    if isinstance(guard, Bound):  # and the norm of the whole input, once
+        overhead += _norm_flops(value, site, pixels, site.terms * site.block)
     dense = dense_flops(node)
     if site.gated is not None:
         branch = dense_flops(next(n for n in gm.graph.nodes if n.name == site.gated.node))

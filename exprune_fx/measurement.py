@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -140,12 +140,15 @@ def _site_costs(record: StagedRecord) -> dict[str, SiteCost]:
     return costs
 
 
-def measure(staged: fx.GraphModule, batches: Iterable[object]) -> Measurement:
+def measure(
+    staged: fx.GraphModule, batches: Iterable[object], on_output: Callable[[Any], None] | None = None
+) -> Measurement:
     """Counts FLOPs and stopped neurons of a staged graph on inputs.
 
     Args:
         staged: what ``transform`` returned.
         batches: tuples of positional arguments, or pairs ``(args, kwargs)``.
+        on_output: gets what the model returned for each batch, so that accuracy needs no second run.
 
     Raises:
         PlanError: the graph was not made by ``transform``.
@@ -164,7 +167,9 @@ def measure(staged: fx.GraphModule, batches: Iterable[object]) -> Measurement:
         sizes = symbol_values(staged, flat)
         counter = _Counter(staged)
         with torch.no_grad():
-            counter.run(*flat, enable_io_processing=False)
+            output = counter.run(*flat, enable_io_processing=False)
+        if on_output is not None:
+            on_output(staged.graph.process_outputs(output))
         for name, tally in tallies.items():
             tally.add(costs[name], counter, name, sizes)
         total += evaluate(total_expr, sizes)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import export, save
 from typer.testing import CliRunner
 
-from exprune_fx.cli import app
+from exprune_fx.cli.app import app
 from tests.report import tiny
 
 HERE = "tests.test_cli"

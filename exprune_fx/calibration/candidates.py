@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from exprune_fx.calibration.observe import SiteValues
@@ -63,20 +62,10 @@ class Candidate:
     @cached_property
     def bound_norms(self) -> tuple[tuple[Tensor, ...], Tensor]:
         """For `Bound`: the norm of the unseen weights after each stage, and the norm that rounding is measured by."""
-        nonnegative = self.site.input_nonnegative
-        if self.head == "principal":
-            assert self.down is not None
-            rests = [heads.principal_rest_norm(self.weight, self.down, self.up, nonnegative)]
-            whole = heads.principal_margin_norm(self.weight, self.down, self.up)
-        else:
-            starts = [seen * self.site.block for seen in self.stages]
-            rests = [heads.rest_weight_norm(self.weight, start, nonnegative) for start in starts]
-            whole = heads.weight_norm(self.weight)
-        return tuple(self._rounded_up(rest) for rest in rests), self._rounded_up(whole)
-
-    def _rounded_up(self, numbers: Tensor) -> Tensor:
-        wide = numbers.to(torch.float64 if self.weight.dtype == torch.float64 else torch.float32)
-        return self.per_output(torch.nextafter(wide, torch.full_like(wide, torch.inf)))
+        factors = None if self.down is None else (self.down, self.up)
+        starts = [0] if factors else [seen * self.site.block for seen in self.stages]
+        norms = [heads.bound_norms(self.weight, start, self.site.input_nonnegative, factors) for start in starts]
+        return tuple(self.per_output(rest) for rest, _ in norms), self.per_output(norms[0][1])
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,9 @@ def calibrate(
         objective: "flops". ("latency" needs kernels to measure, which this release does not have.)
         head: what the guard looks at: "prefix", "principal" (of rank 1/16, 1/8 or 1/4 of the features), or "auto", the
             cheaper for each site. Where a guard or a site allows no principal head, a prefix is used.
-        reorder: put the terms of free groups into the better order; the plan holds it.
+        reorder: put the terms of free groups into the better order; the plan holds it. Guards that take the prefix for
+            a random sample of the terms (those that need exchangeability) keep the order that training left: the first
+            terms by variance are no random sample.
         progress: draw a progress bar on stderr.
 
     Returns:
@@ -131,7 +133,7 @@ def calibrate(
     if not chosen:
         return _untouched(sites, request)
     orders: dict[str, tuple[int, ...]] = {}
-    if reorder and request.wants_prefix:
+    if reorder and request.wants_prefix and not guard.needs_exchangeability:
         orders = _find_orders(data, dense, groups, chosen)
         dense = ReorderTermsPass(orders)(dense).graph_module
         sites = find_sites(dense)

@@ -38,3 +38,30 @@ def principal_margin_norm(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """A norm that bounds the rounding of a principal head and of the sum it estimates: |w| + |up| |down|_F. [out]."""
     down_norm: Tensor = torch.linalg.matrix_norm(down.double())
     return _norm_per_output(weight) + _norm_per_output(up) * down_norm
+
+
+def bound_norms(
+    weight: Tensor, start: int, input_nonnegative: bool, factors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `Bound` reads of a weight, rounded up: the norm of what the head has not seen, and the one for its margin.
+
+    Args:
+        weight: [out, K, ...].
+        start: the first input that a prefix head has not seen.
+        input_nonnegative: the inputs are >= 0.
+        factors: ``down`` and ``up`` of a principal head.
+
+    Returns:
+        Two [out], float64 for a float64 weight, else float32.
+    """
+    if factors is None:
+        rest, whole = rest_weight_norm(weight, start, input_nonnegative), weight_norm(weight)
+    else:
+        rest = principal_rest_norm(weight, *factors, input_nonnegative)
+        whole = principal_margin_norm(weight, *factors)
+    return _rounded_up(rest, weight.dtype), _rounded_up(whole, weight.dtype)
+
+
+def _rounded_up(numbers: Tensor, like: torch.dtype) -> Tensor:
+    wide = numbers.to(torch.float64 if like == torch.float64 else torch.float32)
+    return torch.nextafter(wide, torch.full_like(wide, torch.inf))

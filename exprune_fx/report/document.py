@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exprune_fx.report.explanation import Explanation
+from exprune_fx.report.explained import Explained
 from exprune_fx.report.facts import SiteFacts
 from exprune_fx.report.groups import GroupFacts
 from exprune_fx.report.layout import (
@@ -22,7 +22,7 @@ from exprune_fx.report.layout import (
 _SHOWN_MEMBERS = 8
 
 
-def document_of(explanation: Explanation) -> Document:
+def document_of(explanation: Explained) -> Document:
     """The whole document, sections with nothing to say left out."""
     sections = (
         staged_section(explanation),
@@ -43,14 +43,14 @@ def document_of(explanation: Explanation) -> Document:
     )
 
 
-def _by_decision(explanation: Explanation, decision: str) -> list[SiteFacts]:
+def _by_decision(explanation: Explained, decision: str) -> list[SiteFacts]:
     return [site for site in explanation.sites if site.decision == decision]
 
 
 # --- the opening ------------------------------------------------------------------------------------------------------
 
 
-def _summary(explanation: Explanation) -> str:
+def _summary(explanation: Explained) -> str:
     sites, totals = explanation.sites, explanation.totals
     if not sites:
         return (
@@ -81,7 +81,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _figures(explanation: Explanation) -> tuple[Figure, ...]:
+def _figures(explanation: Explained) -> tuple[Figure, ...]:
     totals = explanation.totals
     figures = [Figure("FLOPs of one example, dense", flops_text(totals.flops_dense))]
     if totals.flops_staged is not None and totals.flops_overhead is not None:
@@ -104,7 +104,7 @@ def _figures(explanation: Explanation) -> tuple[Figure, ...]:
 # --- sites ------------------------------------------------------------------------------------------------------------
 
 
-def staged_section(explanation: Explanation) -> Section | None:
+def staged_section(explanation: Explained) -> Section | None:
     """The staged sites, one a row; None if there is none."""
     sites = _by_decision(explanation, "staged")
     if not sites:
@@ -146,12 +146,12 @@ def staged_section(explanation: Explanation) -> Section | None:
     return Section("Staged sites", (note,), Table(columns(*titles), rows))
 
 
-def _why_so(explanation: Explanation) -> Section | None:
+def _why_so(explanation: Explained) -> Section | None:
     rows = tuple((name_cell(site.name), Cell(site.reason)) for site in _by_decision(explanation, "staged"))
     return Section("Why so", (), Table(columns("site", "why"), rows)) if rows else None
 
 
-def _possible(explanation: Explanation) -> Section | None:
+def _possible(explanation: Explained) -> Section | None:
     sites = _by_decision(explanation, "possible")
     if not sites:
         return None
@@ -172,7 +172,7 @@ def _possible(explanation: Explanation) -> Section | None:
     return Section("Sites that can be staged", (), Table(columns(*titles), rows))
 
 
-def _dense(explanation: Explanation) -> Section | None:
+def _dense(explanation: Explained) -> Section | None:
     rows = [
         (
             name_cell(site.name),
@@ -191,7 +191,7 @@ def _dense(explanation: Explanation) -> Section | None:
     return Section("Left dense", (), Table(columns("where", "what", ">of the model", "why"), tuple(rows)))
 
 
-def _terms(explanation: Explanation) -> Section | None:
+def _terms(explanation: Explained) -> Section | None:
     if not explanation.sites:
         return None
     rows = tuple(
@@ -209,7 +209,7 @@ def _terms(explanation: Explanation) -> Section | None:
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def _totals(explanation: Explanation) -> Section | None:
+def _totals(explanation: Explained) -> Section | None:
     totals = explanation.totals
     rows = [(Cell("dense"), Cell(flops_text(totals.flops_dense)))]
     if totals.flops_staged is not None and totals.flops_overhead is not None:
@@ -224,7 +224,7 @@ def _totals(explanation: Explanation) -> Section | None:
     return Section(title, ("2 FLOPs per multiply-add.",), Table(columns("model", ">FLOPs"), tuple(rows)))
 
 
-def _groups(explanation: Explanation) -> Section | None:
+def _groups(explanation: Explained) -> Section | None:
     if not explanation.groups:
         return None
     rows = tuple(
@@ -250,7 +250,7 @@ def _group_reason(group: GroupFacts) -> str:
     return f"it {group.reason}" + (f"; {axes}" if axes else "") + ("; reordered" if group.reordered else "")
 
 
-def _orders(explanation: Explanation) -> Section | None:
+def _orders(explanation: Explained) -> Section | None:
     if not explanation.orders:
         return None
     rows = tuple(

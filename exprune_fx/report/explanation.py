@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import sympy
+from rich.console import RenderableType
 from torch import fx
 
 from exprune_fx.errors import ExpruneError
@@ -15,8 +15,8 @@ from exprune_fx.graph import python_text
 from exprune_fx.measurement import Measurement
 from exprune_fx.pipeline import StagedRecord, normalise, record_of
 from exprune_fx.plan import Plan
+from exprune_fx.report.explained import Explained
 from exprune_fx.report.facts import (
-    OtherFacts,
     SiteFacts,
     Sizes,
     TotalFacts,
@@ -25,47 +25,24 @@ from exprune_fx.report.facts import (
     site_flops,
     with_measurement,
 )
-from exprune_fx.report.groups import GroupFacts, group_facts
+from exprune_fx.report.groups import group_facts
 from exprune_fx.report.others import other_facts
+from exprune_fx.report.page import to_html
+from exprune_fx.report.terminal import to_rich
+from exprune_fx.report.text import to_text
 from exprune_fx.sites import Site, find_sites
 from exprune_fx.symmetry import symmetries
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `explain` found; ``print`` it, write it as a page with ``html``, or read the fields.
-
-    Attributes:
-        staged: the graph was made by `transform`.
-        totals: the whole model.
-        sites: every site, in graph order.
-        others: the matrix products and convolutions that are no site.
-        groups: every symmetry group.
-        orders: for each reordered group, which old member comes at each new position.
-        graph: the graph as Python text.
-    """
-
-    staged: bool
-    totals: TotalFacts
-    sites: tuple[SiteFacts, ...]
-    others: tuple[OtherFacts, ...]
-    groups: tuple[GroupFacts, ...]
-    orders: Mapping[str, tuple[int, ...]]
-    graph: str
+class Explanation(Explained):
+    """What `explain` found; ``print`` it, write it as a page with ``html``, or read the fields."""
 
     def __str__(self) -> str:
         """Plain text."""
-        from exprune_fx.report.text import to_text  # noqa: PLC0415 - the renderers read this module's data
-
         return to_text(self)
 
     def __rich__(self) -> RenderableType:
         """Tables for a rich console."""
-        from exprune_fx.report.terminal import to_rich  # noqa: PLC0415 - as above; and rich is not needed to explain
-
         return to_rich(self)
 
     def html(self, path: str | os.PathLike[str]) -> None:
@@ -74,8 +51,6 @@ class Explanation:
         Raises:
             ExpruneError: the file cannot be written.
         """
-        from exprune_fx.report.page import to_html  # noqa: PLC0415 - as above
-
         try:
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(to_html(self))

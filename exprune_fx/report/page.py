@@ -7,7 +7,7 @@ from html import escape
 from string import Template
 
 from exprune_fx.report.document import document_of
-from exprune_fx.report.explanation import Explanation
+from exprune_fx.report.explained import Explained
 from exprune_fx.report.layout import Cell, Column, Document, Figure, Section, Table
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -80,7 +80,7 @@ _PROSE_FROM = 40
 """Entries longer than this may wrap."""
 
 
-def to_html(explanation: Explanation) -> str:
+def to_html(explanation: Explained) -> str:
     """The explanation as one HTML page."""
     return document_html(document_of(explanation))
 

@@ -12,13 +12,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from exprune_fx.report.document import document_of
-from exprune_fx.report.explanation import Explanation
+from exprune_fx.report.explained import Explained
 from exprune_fx.report.layout import Cell, Section, Table
 
 _STYLES = {"": "", "good": "green", "bad": "red", "quiet": "dim"}
 
 
-def to_rich(explanation: Explanation) -> RenderableType:
+def to_rich(explanation: Explained) -> RenderableType:
     """The explanation as rich tables."""
     document = document_of(explanation)
     opening = Text.assemble((document.title, "bold cyan"), ": ", document.summary)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 
 from exprune_fx.report.document import document_of
-from exprune_fx.report.explanation import Explanation
+from exprune_fx.report.explained import Explained
 from exprune_fx.report.layout import Document, Section, Table
 
 WIDTH = 100
 _GAP = "  "
 
 
-def to_text(explanation: Explanation) -> str:
+def to_text(explanation: Explained) -> str:
     """The explanation as plain text, prose wrapped at 100 columns; tables may be wider."""
     return document_text(document_of(explanation))
 

@@ -53,14 +53,14 @@ def forward(
     fc2_bias = self.fc2.bias  # f64[24]
     fc3_weight = self.fc3.weight  # f64[4, 24]
     fc3_bias = self.fc3.bias  # f64[4]
-    exprune_fc2_rest_weight_norm_8 = self.exprune.fc2.rest_weight_norm_8  # f64[24]
-    exprune_fc2_weight_norm = self.exprune.fc2.weight_norm  # f64[24]
+    exprune_fc2_rest_weight_norm_0 = self.exprune.fc2.rest_weight_norm_0  # f64[24]
+    exprune_fc2_weight_norm_0 = self.exprune.fc2.weight_norm_0  # f64[24]
     linear = aten.linear(x, fc1_weight, fc1_bias)  # f64[s0, 16] fc1
     constant_term = exprune.constant_term(fc2_bias, None, 0)  # f64[24] fc2
+    input_norm_linear = exprune.input_norm_linear(linear, 0, 16)  # f64[s0, 1] fc2
     partial_linear = exprune.partial_linear(linear, fc2_weight, 0, 8, None)  # f64[s0, 24] fc2
-    input_norm_linear = exprune.input_norm_linear(linear, 8, 16)  # f64[s0, 1] fc2
-    input_norm_linear_1 = exprune.input_norm_linear(linear, 0, 16)  # f64[s0, 1] fc2
-    guard_bound = exprune.guard_bound(partial_linear, constant_term, exprune_fc2_rest_weight_norm_8, input_norm_linear, exprune_fc2_weight_norm, input_norm_linear_1, 16)  # b8[s0, 24] fc2
+    input_norm_linear_1 = exprune.input_norm_linear(linear, 8, 16)  # f64[s0, 1] fc2
+    guard_bound = exprune.guard_bound(partial_linear, constant_term, exprune_fc2_rest_weight_norm_0, input_norm_linear_1, exprune_fc2_weight_norm_0, input_norm_linear, 16)  # b8[s0, 24] fc2
     finish_linear_relu = exprune.finish_linear_relu(linear, fc2_weight, fc2_bias, None, partial_linear, guard_bound, 8, 'relu_squared')  # f64[s0, 24] fc2
     linear_1 = aten.linear(finish_linear_relu, fc3_weight, fc3_bias)  # f64[s0, 4] fc3
     return linear_1
@@ -72,7 +72,9 @@ def _squared() -> torch.fx.GraphModule:
 
 
 @pytest.mark.parametrize(
-    ("guard", "count", "golden"), [(Calibrated(0.1), 2, GOLDEN_CALIBRATED), (Bound(), 1, GOLDEN_BOUND)], ids=str
+    ("guard", "count", "golden"),
+    [(Calibrated(0.1), 2, GOLDEN_CALIBRATED), (Bound(), 1, GOLDEN_BOUND)],
+    ids=["Calibrated", "Bound"],
 )
 def test_golden(guard: Calibrated | Bound, count: int, golden: str) -> None:
     gm = _squared()

@@ -14,10 +14,10 @@ from torch.export import Dim
 from exprune_fx.calibration import calibrate
 from exprune_fx.calibration.search import HeadChoice
 from exprune_fx.errors import DataError
-from exprune_fx.graph import capture, copy_graph_module
+from exprune_fx.graph import capture
 from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, StatsTest, Threshold
 from exprune_fx.measurement import Measurement, measure
-from exprune_fx.pipeline import RECORD_KEY, record_of, transform
+from exprune_fx.pipeline import transform
 from exprune_fx.report import Explanation, explain
 from exprune_fx.report.facts import claim_text
 from exprune_fx.zoo import accuracy, load, load_fashion_mnist, load_sample, names
@@ -199,22 +199,8 @@ def _point(gm: fx.GraphModule, candidate: Candidate, data: Data, dense: float) -
     head, guard, stages = candidate
     plan = calibrate(gm, data.calibration_for(guard), guard, stages, head=head)
     staged = transform(gm, plan)
-    measurement, predictions = _measure_and_predict(staged, data.test_batches)
-    got = float((predictions == data.labels).double().mean())
+    predictions: list[Tensor] = []
+    measurement = measure(staged, data.test_batches, on_output=lambda logits: predictions.append(logits.argmax(1)))
+    got = float((torch.cat(predictions) == data.labels).double().mean())
     claim = claim_text(guard, plan.examples)
     return Point(head, str(guard), stages, claim, got, 100 * (dense - got), measurement), staged
-
-
-def _measure_and_predict(staged: fx.GraphModule, batches: list[tuple[Tensor]]) -> tuple[Measurement, Tensor]:
-    """One execution of the staged graph for both, by a copy that also notes which class it predicts."""
-    recording = copy_graph_module(staged)
-    recording.meta[RECORD_KEY] = record_of(staged)
-    predictions: list[Tensor] = []
-
-    def note(logits: Tensor) -> None:
-        predictions.append(logits.argmax(1))
-
-    output = next(iter(reversed(recording.graph.nodes)))
-    with recording.graph.inserting_before(output):
-        recording.graph.call_function(note, (output.args[0][0],))
-    return measure(recording, batches), torch.cat(predictions)

@@ -136,8 +136,8 @@ def demo(
         _check_budget(budget)
         _check_writable(json_path)
         _set_threads(threads)
-        from exprune_fx import demo as demonstration  # noqa: PLC0415 - slow to load, and --help needs none of it
-        from exprune_fx.demo_report import demo_json, print_data, print_model  # noqa: PLC0415 - as above
+        from exprune_fx.cli import demo as demonstration  # noqa: PLC0415 - slow to load, and --help needs none of it
+        from exprune_fx.cli.demo_report import demo_json, print_data, print_model  # noqa: PLC0415 - as above
 
         names = demonstration.check_names(model)
         console = _console()
@@ -197,7 +197,7 @@ def explain(
         _check_writable(html, json_path)
         _set_threads(threads)
         shapes = [_parse_shape(text) for text in input_shape or []]
-        from exprune_fx.subject import explain_subject, find_subject, is_model_name  # noqa: PLC0415 - slow to load
+        from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name  # noqa: PLC0415 - slow to load
 
         if not is_model_name(model):
             raise UsageError(f"{model!r} names no model: give package.module:callable, a .pt2 file, or a shipped model")

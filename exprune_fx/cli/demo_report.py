@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from exprune_fx.demo import Data, ModelResult, Point
+from exprune_fx.cli.demo import Data, ModelResult, Point
 from exprune_fx.measurement import Measurement
 from exprune_fx.report import Explanation
 from exprune_fx.report.document import staged_section
