@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
-from hypothesis import HealthCheck, event, given, note, settings
+from hypothesis import HealthCheck, event, given, note, seed, settings
 from torch import fx
 
 from exprune_fx.graph import copy_graph_module
@@ -31,6 +32,7 @@ from tests.symmetry.architectures.common import randomise
 
 TOLERANCE = 1e-10
 EXAMPLES = 500
+SHARDS = 10
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,22 @@ def check_passes(case: Case) -> None:
 CHECKS = (check_capture, check_free_groups, check_transform, check_always_stopping, check_passes)
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-@given(programs())
-def test_properties_of_random_graphs(program: Program) -> None:
-    case = make_case(program)
-    with torch.no_grad():
-        for check in CHECKS:
-            check(case)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_properties_of_random_graphs(shard: int) -> None:
+    """In shards, each with a seed of its own, so that worker processes can share the work."""
+
+    @seed(shard)
+    @settings(
+        max_examples=EXAMPLES // SHARDS,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(programs())
+    def properties(program: Program) -> None:
+        case = make_case(program)
+        with torch.no_grad():
+            for check in CHECKS:
+                check(case)
+
+    properties()
