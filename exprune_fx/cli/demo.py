@@ -47,7 +47,7 @@ def few_candidates() -> tuple[Candidate, ...]:
 
 def all_candidates() -> tuple[Candidate, ...]:
     """What ``--curves`` compares: each rule at several settings, those of the paper with its one test a neuron."""
-    budgets, alphas, thresholds = (0.005, 0.02, 0.05, 0.1), (0.001, 0.01, 0.05, 0.2), (-0.03, -0.01, 0.0)
+    budgets, alphas, thresholds = (0.005, 0.01, 0.02, 0.05), (0.01, 0.05, 0.1, 0.2), (-0.01, -0.003, 0.0)
     return (
         *(Candidate("prefix", Calibrated(budget)) for budget in budgets),
         *(Candidate("principal", Calibrated(budget)) for budget in budgets),
