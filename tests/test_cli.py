@@ -203,7 +203,7 @@ def test_demo_lists_every_site_with_what_was_decided() -> None:
 
 def test_demo_compares_rules() -> None:
     (model,) = demonstrated()[1]["models"]
-    assert [point["guard"] for point in model["curves"]] == ["StatsTest(0.05)", "Threshold(-0.01)"]
+    assert [point["guard"] for point in model["curves"]] == ["StatsTest(0.1)", "Threshold(-0.003)"]
     for point in model["curves"]:
         drop = 100 * (model["accuracy_dense"] - point["accuracy"])
         assert point["drop_points"] == pytest.approx(drop)

@@ -115,7 +115,7 @@ def demo(
     ] = None,
     budget: Annotated[
         float, typer.Option("--budget", help="Share of each neuron's energy that stopping may lose on calibration.")
-    ] = 0.02,
+    ] = 0.01,
     data_dir: Annotated[
         Path | None,
         typer.Option("--data-dir", metavar="DIR", help="Test on all 10,000 images of Fashion-MNIST in this folder."),

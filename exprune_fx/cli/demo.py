@@ -22,7 +22,6 @@ from exprune_fx.report import Explanation, explain
 from exprune_fx.report.facts import claim_text
 from exprune_fx.zoo import accuracy, load, load_fashion_mnist, load_sample, names
 
-DEFAULT_BUDGET = 0.02
 CALIBRATION_BATCH = 250
 TEST_BATCH = 250
 
@@ -42,7 +41,7 @@ class Candidate(NamedTuple):
 
 def few_candidates() -> tuple[Candidate, ...]:
     """What is compared by default, in seconds: the paper's two rules."""
-    return (Candidate("prefix", StatsTest(0.05), ONE_STAGE), Candidate("prefix", Threshold(-0.01), ONE_STAGE))
+    return (Candidate("prefix", StatsTest(0.1), ONE_STAGE), Candidate("prefix", Threshold(-0.003), ONE_STAGE))
 
 
 def all_candidates() -> tuple[Candidate, ...]:
