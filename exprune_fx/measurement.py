@@ -12,6 +12,7 @@ from torch import fx
 
 from exprune_fx.cost import SiteCost, evaluate, model_flops, site_cost
 from exprune_fx.errors import CalibrationError, PlanError
+from exprune_fx.graph._inputs import InputCheck
 from exprune_fx.graph.running import as_call, flat_inputs, symbol_values
 from exprune_fx.pipeline import StagedRecord, record_of
 from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
@@ -152,6 +153,7 @@ def measure(
 
     Raises:
         PlanError: the graph was not made by ``transform``.
+        CaptureError: a batch for which the graph was not captured.
         CalibrationError: there are no batches.
     """
     record = record_of(staged)
@@ -161,9 +163,12 @@ def measure(
     tallies = {name: _Tally([0.0] * len(cost.alive)) for name, cost in costs.items()}
     total_expr = model_flops(record.dense)
     examples, total = 0, 0.0
+    check = InputCheck.of(staged)
     for batch in batches:
         args, kwargs = as_call(batch)
         flat = flat_inputs(staged, args, kwargs)
+        if check is not None:
+            check(staged, args, kwargs)
         sizes = symbol_values(staged, flat)
         counter = _Counter(staged)
         with torch.no_grad():

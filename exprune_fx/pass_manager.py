@@ -14,7 +14,7 @@ from torch import fx
 
 from exprune_fx.errors import ExpruneError, PassError
 from exprune_fx.graph.edits import tensor_at, tensor_names
-from exprune_fx.graph.verify import verify
+from exprune_fx.graph.verify import require_graph, verify
 
 _log = logging.getLogger(__name__)
 _PASS_TEXT = re.compile(r"(?P<name>[a-z0-9]+(-[a-z0-9]+)*)(\{(?P<options>.*)\})?", re.DOTALL)
@@ -61,10 +61,12 @@ def run_pipeline(gm: fx.GraphModule, passes: tuple[Pass, ...], *, verify_between
         verify_between: whether to verify before, between and after, and that no pass changed its input.
 
     Raises:
+        CaptureError: it is no graph: the model was not captured.
         VerifyError: the graph breaks an invariant, before the first pass or after the one that is named.
         PassError: a pass failed, or changed its input; the message names it.
         ExpruneError: raised by a pass; a note names it.
     """
+    require_graph(gm)
     if verify_between:
         verify(gm, after="")
     for step in passes:

@@ -42,7 +42,7 @@ class StagedRecord:
 
 def record_of(gm: fx.GraphModule) -> StagedRecord | None:
     """The record of a graph that ``transform`` made, or None."""
-    record = gm.meta.get(RECORD_KEY)
+    record = getattr(gm, "meta", {}).get(RECORD_KEY)
     return record if isinstance(record, StagedRecord) else None
 
 

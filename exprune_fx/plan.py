@@ -184,9 +184,11 @@ class Plan:
         """Checks that this plan was made for a model with these sites.
 
         Raises:
-            PlanError: it was not; the message lists every difference.
+            PlanError: it was not (the message lists every difference), or it names a site twice.
         """
         planned = {entry.site: entry.weight_shape for entry in self.sites}
+        if len(planned) < len(self.sites):
+            raise PlanError(f"this plan has {len(self.sites)} entries for {len(planned)} sites", hint=_AGAIN)
         found = {site.name: site.weight_shape for site in sites}
         differences = [f"site {name!r} is in the plan, not in the model" for name in planned.keys() - found.keys()]
         differences += [f"site {name!r} is in the model, not in the plan" for name in found.keys() - planned.keys()]

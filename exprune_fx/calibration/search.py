@@ -22,7 +22,7 @@ from exprune_fx.errors import GuardError, PlanError
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.passes.reorder_terms import ReorderTermsPass
-from exprune_fx.pipeline import normalise
+from exprune_fx.pipeline import normalise, record_of
 from exprune_fx.plan import Array, Plan, SitePlan
 from exprune_fx.sites import Site, find_sites
 from exprune_fx.symmetry import SymmetryReport, symmetries
@@ -119,11 +119,13 @@ def calibrate(
 
     Raises:
         GuardError: the stages are not increasing fractions, or ``guard`` is no guard.
-        PlanError: an unknown head, or an objective that this release cannot measure.
+        PlanError: an unknown head, an objective that this release cannot measure, or a graph that is staged already.
         CalibrationError: batches that can be read once only, are empty, not finite, or that the model refuses.
     """
+    _check_stages(stages)
     request = _Request(guard, tuple(stages), head)
     _check_request(request, objective)
+    _check_unstaged(gm)
     check_batches(batches)
     dense = normalise(gm)
     groups = symmetries(dense)
@@ -149,15 +151,24 @@ def calibrate(
     return Plan(entries, orders if staged else {}, "flops", data.examples)
 
 
+def _check_stages(stages: object) -> None:
+    shares = list(stages) if isinstance(stages, list | tuple) else []
+    fractions = all(isinstance(share, int | float) and 0 < share < 1 for share in shares)
+    if not shares or not fractions or shares != sorted(set(shares)):
+        raise GuardError(
+            f"stages {shares or stages!r} are not increasing fractions of the terms",
+            hint="give fractions strictly between 0 and 1, such as (1/8, 1/4, 1/2)",
+        )
+
+
+def _check_unstaged(gm: fx.GraphModule) -> None:
+    if record_of(gm) is not None:
+        raise PlanError("this graph is staged already", hint="calibrate the graph that was given to transform")
+
+
 def _check_request(request: _Request, objective: str) -> None:
     if not isinstance(request.guard, Guard):
         raise GuardError(f"the guard is a {type(request.guard).__name__}", hint="give one, e.g. Calibrated(0.02)")
-    stages = request.stages
-    if not stages or list(stages) != sorted(set(stages)) or not all(0 < stage < 1 for stage in stages):
-        raise GuardError(
-            f"stages {list(stages)} are not increasing fractions of the terms",
-            hint="give fractions strictly between 0 and 1, such as (1/8, 1/4, 1/2)",
-        )
     if objective == "latency":
         raise PlanError(
             'objective "latency" is decided by measuring kernels, which this release does not have',

@@ -7,6 +7,7 @@ from exprune_fx.graph.edits import tensor_names as tensor_names
 from exprune_fx.graph.printing import python_text as python_text
 from exprune_fx.graph.verify import CHECKS as CHECKS
 from exprune_fx.graph.verify import describe_node as describe_node
+from exprune_fx.graph.verify import require_graph as require_graph
 from exprune_fx.graph.verify import same_layout as same_layout
 from exprune_fx.graph.verify import same_size as same_size
 from exprune_fx.graph.verify import verify as verify

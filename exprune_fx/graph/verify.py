@@ -15,7 +15,7 @@ from torch.fx.node import Node, map_arg
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
-from exprune_fx.errors import ExpruneError, VerifyError
+from exprune_fx.errors import CaptureError, ExpruneError, VerifyError
 from exprune_fx.graph.edits import fake_mode_of, tensor_at
 
 Check = Callable[[fx.GraphModule], list[str]]
@@ -38,8 +38,22 @@ def verify(gm: fx.GraphModule, *, after: str = "") -> None:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise VerifyError(
                 f"check {name!r} fails{where}: {'; '.join(problems[:5])}{more}",
-                hint="a pass must leave a graph in the dialect; see exprune_fx.graph.verify" if after else "",
+                hint="a pass must leave a graph in the dialect; see exprune_fx.graph.verify"
+                if after
+                else "give a graph that capture(model, args) made, or that came of one by this library's passes",
             )
+
+
+def require_graph(gm: object) -> None:
+    """Refuses what is no graph at all, a model that was not captured above all.
+
+    Raises:
+        CaptureError: it is not an `fx.GraphModule`.
+    """
+    if not isinstance(gm, fx.GraphModule):
+        raise CaptureError(
+            f"this takes a captured graph, not a {type(gm).__name__}", hint="capture first: gm = capture(model, args)"
+        )
 
 
 def describe_node(node: Node) -> str:

@@ -198,7 +198,10 @@ def conv_geometry(node: fx.Node) -> ConvGeometry | None:
 def _obstacle(chain: _Chain, geometry: ConvGeometry | None, terms: int) -> str:
     node = chain.reduction
     kind = _REDUCTIONS[node.target]
-    if any(step.target == aten.batch_norm.default for step in chain.between):
+    norms = [step for step in chain.between if step.target == aten.batch_norm.default]
+    if norms and norms[-1].args[0] is not node:
+        return "a value is added between it and its batch norm, which can then not be folded into its weight"
+    if norms:
         return "its batch norm is not folded into it (run the normalise passes first)"
     if kind != "linear" and geometry is None:
         return 'its padding "same" pads one side more than the other'

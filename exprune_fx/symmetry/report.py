@@ -11,6 +11,7 @@ from typing import overload
 from torch import fx
 
 from exprune_fx.errors import SymmetryError
+from exprune_fx.graph import require_graph
 from exprune_fx.symmetry.analysis import Analysis, analyse
 from exprune_fx.symmetry.groups import Member, SymmetryGroup
 from exprune_fx.symmetry.layouts import Layout, Run, Size
@@ -156,8 +157,10 @@ def symmetries(gm: fx.GraphModule) -> SymmetryReport:
         One group for every set of tied axes that touches a parameter or persistent buffer (kernel positions left out).
 
     Raises:
+        CaptureError: it is no graph: the model was not captured.
         SymmetryError: the graph is not in the dialect.
     """
+    require_graph(gm)
     analysis = analyse(gm)
     runs = {t: tuple(_runs(analysis, axis) for axis in axes) for t, axes in analysis.parameters.items()}
     atoms = _parameter_atoms(analysis, runs)
