@@ -166,14 +166,14 @@ DATA: Sequence[Mistake] = [
 ]
 NUMBERS: Sequence[Mistake] = [
     *(
-        (f"{kind.__name__}({value!r})", lambda b, kind=kind, value=value: kind(value), ex.GuardError, "between 0 and 1")  # type: ignore[misc] # the defaults bind the loop's values
+        (f"{kind.__name__}({value!r})", lambda b, kind=kind, value=value: kind(value), ex.GuardError, "between 0 and 1")
         for kind in (ex.StatsTest, ex.FinitePopulation)
         for value in (0, 1, -0.1, 1.1, float("nan"), "0.1", None)
     ),
     ("budget 1", lambda b: ex.Calibrated(1.0), ex.GuardError, "below 1"),
     ("threshold NaN", lambda b: ex.Threshold(float("nan")), ex.GuardError, "give a number"),
     *(
-        (  # type: ignore[misc] # the defaults bind the loop's values
+        (
             f"stages {stages!r}",
             lambda b, stages=stages: b.calibrate([(data(2, 8),)], stages=stages),
             ex.GuardError,
