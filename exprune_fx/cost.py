@@ -127,8 +127,9 @@ class SiteCost:
     gate_nonzero: sympy.Symbol
 
     def at(self, alive: Sequence[float], gate_nonzero: float = 1.0) -> tuple[Expr, Expr]:
-        """Work and overhead at these fractions."""
-        values = {**dict(zip(self.alive, alive, strict=True)), self.gate_nonzero: gate_nonzero}
+        """Work and overhead at these fractions, exactly: floats would sum up in whatever order sympy holds them."""
+        given = {**dict(zip(self.alive, alive, strict=True)), self.gate_nonzero: gate_nonzero}
+        values = {symbol: sympy.Rational(value) for symbol, value in given.items()}
         return self.work.subs(values), self.overhead.subs(values)
 
 

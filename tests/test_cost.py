@@ -219,3 +219,11 @@ def test_as_many_fractions_as_stages_are_asked_for() -> None:
     with pytest.raises(ValueError, match="shorter"):
         _at("conv", (1, 2), Threshold(0), (1.0,))
     assert math.isfinite(_at("conv", (1,), Threshold(0), (1.0,))[0])
+
+
+def test_fractions_are_taken_exactly() -> None:
+    """Floats inside an expression sum up in the order in which sympy holds them, which differs from run to run."""
+    gm, sites = _sites()
+    alive = (0.1, 0.7 / 3)
+    work, overhead = site_cost(gm, sites["fc"], "prefix", (1, 3), StatsTest(0.1)).at(alive, 0.3)
+    assert not (work + overhead).atoms(sympy.Float)
