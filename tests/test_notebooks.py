@@ -27,6 +27,7 @@ def test_there_are_notebooks() -> None:
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient  # late: in the extra "notebooks"
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests keep the other cores busy
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = read(path)
     NotebookClient(
