@@ -195,14 +195,24 @@ def conv_geometry(node: fx.Node) -> ConvGeometry | None:
     return ConvGeometry(_per_dim(stride, len(kernel)), pads, steps, groups)
 
 
+def _norm_obstacle(chain: _Chain) -> str:
+    """Why a batch norm of the chain is still there; "" if there is none."""
+    node = chain.reduction
+    norms = [step for step in chain.between if step.target == aten.batch_norm.default]
+    if not norms:
+        return ""
+    if norms[-1].args[0] is not node:
+        return "a value is added between it and its batch norm, which can then not be folded into its weight"
+    if _REDUCTIONS[node.target] == "linear" and node.meta["val"].dim() > 2:
+        return "its batch norm is over another axis than its outputs, and can not be folded into its weight"
+    return "its batch norm is not folded into it (run the normalise passes first)"
+
+
 def _obstacle(chain: _Chain, geometry: ConvGeometry | None, terms: int) -> str:
     node = chain.reduction
     kind = _REDUCTIONS[node.target]
-    norms = [step for step in chain.between if step.target == aten.batch_norm.default]
-    if norms and norms[-1].args[0] is not node:
-        return "a value is added between it and its batch norm, which can then not be folded into its weight"
-    if norms:
-        return "its batch norm is not folded into it (run the normalise passes first)"
+    if obstacle := _norm_obstacle(chain):
+        return obstacle
     if kind != "linear" and geometry is None:
         return 'its padding "same" pads one side more than the other'
     value, weight = node.args[0], node.args[1]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from exprune_fx.graph import capture
+from exprune_fx.pipeline import normalise
 from exprune_fx.sites import ConvGeometry, GatedProjection, Site, find_sites
 
 
@@ -183,6 +184,22 @@ def test_batch_norm_and_residual_are_walked_through() -> None:
         n.name for n in gm.graph.nodes if n.meta.get("module_path") == "small" and n.op == "call_function"
     )
     assert "batch norm is not folded" in site.obstacle
+
+
+def test_a_norm_over_another_axis_than_the_outputs_says_so() -> None:
+    """[N, T, out] under BatchNorm1d: the norm is over T, and no weight of the linear layer can take it up."""
+
+    class OverTime(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            normed: Tensor = self.norm(self.fc(x))
+            return normed.relu()
+
+    (site,) = find_sites(normalise(capture(OverTime().eval(), (torch.randn(2, 5, 6),))))
+    assert "over another axis than its outputs" in site.obstacle
 
 
 @pytest.mark.parametrize("swap", [False, True])
