@@ -46,6 +46,19 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    def narrow(self) -> tuple[Table, str]:
+        """The table without the shared columns that are the same in all rows, and these in words ("" if none)."""
+        same = [
+            column.shared and len(self.rows) > 1 and len({row[i].text for row in self.rows}) == 1
+            for i, column in enumerate(self.columns)
+        ]
+        if not any(same):
+            return self, ""
+        said = "; ".join(f"{column.title}: {self.rows[0][i].text}" for i, column in enumerate(self.columns) if same[i])
+        columns = tuple(column for i, column in enumerate(self.columns) if not same[i])
+        rows = tuple(tuple(cell for i, cell in enumerate(row) if not same[i]) for row in self.rows)
+        return Table(columns, rows), f"All rows: {said}."
+
 
 @dataclass(frozen=True)
 class Section:

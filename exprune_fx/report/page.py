@@ -69,6 +69,7 @@ td.prose { white-space: normal; min-width: 26ch; }
 .bar { display: inline-block; min-width: 84px; padding-bottom: 4px; background:
   linear-gradient(var(--accent), var(--accent)) no-repeat left bottom / var(--share) 3px,
   linear-gradient(var(--bar), var(--bar)) no-repeat left bottom / 100% 3px; }
+.below { margin: 10px 0 0; }
 pre { margin: 0; overflow-x: auto; line-height: 1.55; }
 pre .comment { color: var(--quiet); } pre .state { color: var(--good); }
 pre .ours { color: var(--accent); font-weight: 600; }
@@ -113,10 +114,15 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
+    """One table; what is the same in all its rows is said once, below."""
+    table, said = table.narrow()
     head = "".join(f"<th{_class(['right'] if c.right else [])}>{escape(c.title)}</th>" for c in table.columns)
     rows = ("".join(_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)) for row in table.rows)
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    below = f'\n<p class="below">{escape(said)}</p>' if said else ""
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>{below}'
+    )
 
 
 def _cell(cell: Cell, column: Column) -> str:

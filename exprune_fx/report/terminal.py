@@ -38,20 +38,15 @@ def section_renderable(section: Section) -> RenderableType:
 
 def table_renderable(table: Table) -> RenderableType:
     """One table without frame lines; what is the same in all its rows is said once, below."""
-    same = [
-        column.shared and len(table.rows) > 1 and len({row[i].text for row in table.rows}) == 1
-        for i, column in enumerate(table.columns)
-    ]
+    narrow, said = table.narrow()
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for i, column in enumerate(table.columns):
-        if not same[i]:
-            whole = column.right or i == 0  # numbers and names are not broken over lines, prose may be
-            side: Literal["left", "right"] = "right" if column.right else "left"
-            drawn.add_column(column.title, justify=side, no_wrap=whole, overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(_cell(cell) for i, cell in enumerate(row) if not same[i]))
-    said = "; ".join(f"{column.title}: {table.rows[0][i].text}" for i, column in enumerate(table.columns) if same[i])
-    return Group(drawn, Text(f"All rows: {said}.", "dim")) if said else drawn
+    for i, column in enumerate(narrow.columns):
+        whole = column.right or i == 0  # numbers and names are not broken over lines, prose may be
+        side: Literal["left", "right"] = "right" if column.right else "left"
+        drawn.add_column(column.title, justify=side, no_wrap=whole, overflow="fold")
+    for row in narrow.rows:
+        drawn.add_row(*map(_cell, row))
+    return Group(drawn, Text(said, "dim")) if said else drawn
 
 
 def _cell(cell: Cell) -> Text:
