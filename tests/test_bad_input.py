@@ -126,6 +126,8 @@ CAPTURE: Sequence[Mistake] = [
     ("a tensor for args", lambda b: ex.capture(b.model, cast(Any, data(2, 8))), ex.CaptureError, "must be a tuple"),
     ("no arguments", lambda b: ex.capture(b.model), ex.CaptureError, "missing a required argument"),
     ("a wrong size", lambda b: ex.capture(b.model, (data(2, 7),)), ex.CaptureError, "could not be exported"),
+    ("a wrong dtype", lambda b: ex.capture(b.model, (data(2, 8).double(),)), ex.CaptureError, "different dtypes"),
+    ("integers", lambda b: ex.capture(b.model, (data(2, 8).long(),)), ex.CaptureError, r"int64\[2, 8\], float32"),
     (
         "a size that is fixed",
         lambda b: ex.capture(b.model, (data(2, 8),), dynamic_shapes=({1: torch.export.Dim("width")},)),

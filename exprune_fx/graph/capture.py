@@ -25,6 +25,16 @@ _DROPOUTS = {
     _aten.feature_alpha_dropout.default,
     _aten.native_dropout.default,
 }
+_PRODUCTS = {
+    _aten.linear.default,
+    _aten.conv1d.default,
+    _aten.conv2d.default,
+    _aten.conv3d.default,
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _aten.matmul.default,
+}
 
 
 def capture(
@@ -160,11 +170,27 @@ def _from_program(program: ExportedProgram, *, given_inputs: bool, inputs: tuple
     with _known_warnings():
         lifted = program.module(check_guards=False)
     gm = to_dialect(lifted.graph, _tensors(program), _constants(program))
+    _refuse_mixed_dtypes(gm)
     check = InputCheck.from_graph(gm.graph, program.range_constraints, getattr(program, "_guards_code", ()))
     check.attach(gm)
     if given_inputs:
         check(gm, inputs[0], inputs[1])
     return gm
+
+
+def _refuse_mixed_dtypes(gm: fx.GraphModule) -> None:
+    """Fake tensors let a product of two dtypes pass; the real operators refuse it at every call."""
+    for node in gm.graph.nodes:
+        if node.target not in _PRODUCTS:
+            continue
+        operands = [value for n in node.args if isinstance(n, fx.Node) and isinstance(value := n.meta["val"], Tensor)]
+        if len({value.dtype for value in operands}) > 1:
+            shown = ", ".join(f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" for value in operands)
+            path = node.meta["module_path"]
+            raise CaptureError(
+                f"{node.name}{f' in module {path!r}' if path else ''} multiplies tensors of different dtypes: {shown}",
+                hint="give example inputs of the dtype that the model's forward takes",
+            )
 
 
 def _refuse_mutation(program: ExportedProgram) -> None:
