@@ -162,7 +162,6 @@ def site_cost(
     head: HeadKind,
     stages: Sequence[int],
     guard: Guard,
-    reduction: fx.Node | None = None,
 ) -> SiteCost:
     """What a site costs dense and staged.
 
@@ -172,9 +171,8 @@ def site_cost(
         head: what the guard looks at.
         stages: terms seen at each test, or the rank.
         guard: the stop rule.
-        reduction: the site's node, if it is at hand.
     """
-    node = reduction or next(n for n in gm.graph.nodes if n.name == site.node)
+    node = next(n for n in gm.graph.nodes if n.name == site.node)
     outputs = elements_expr(node)
     pixels = outputs / site.out_features
     alive = tuple(sympy.Symbol(f"alive_{i}", nonnegative=True) for i in range(1, len(stages) + 1))

@@ -12,8 +12,7 @@ from torch import fx
 
 from exprune_fx.cost import SiteCost, evaluate, model_flops, site_cost
 from exprune_fx.errors import CalibrationError, PlanError
-from exprune_fx.graph._inputs import InputCheck
-from exprune_fx.graph.running import as_call, flat_inputs, symbol_values
+from exprune_fx.graph.running import examples_in, placeholder_values, symbol_values
 from exprune_fx.pipeline import StagedRecord, record_of
 from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
 
@@ -163,12 +162,8 @@ def measure(
     tallies = {name: _Tally([0.0] * len(cost.alive)) for name, cost in costs.items()}
     total_expr = model_flops(record.dense)
     examples, total = 0, 0.0
-    check = InputCheck.of(staged)
     for batch in batches:
-        args, kwargs = as_call(batch)
-        flat = flat_inputs(staged, args, kwargs)
-        if check is not None:
-            check(staged, args, kwargs)
+        flat = placeholder_values(staged, batch)
         sizes = symbol_values(staged, flat)
         counter = _Counter(staged)
         with torch.no_grad():
@@ -178,7 +173,7 @@ def measure(
         for name, tally in tallies.items():
             tally.add(costs[name], counter, name, sizes)
         total += evaluate(total_expr, sizes)
-        examples += next((len(value) for value in flat if isinstance(value, torch.Tensor) and value.dim()), 0)
+        examples += examples_in(batch)
     if examples == 0:
         raise CalibrationError("there are no batches to measure on", hint="give at least one batch")
     sites = tuple(tally.result(name) for name, tally in tallies.items())

@@ -1,4 +1,4 @@
-"""Calibration batches: what is accepted, and how one reaches a graph's placeholders."""
+"""Calibration batches: what is accepted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import CalibrationError
-from exprune_fx.graph._inputs import InputCheck, describe_inputs
-from exprune_fx.graph.running import as_call, flat_inputs
+from exprune_fx.graph._inputs import describe_inputs
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 _AGAIN = "the batches are read several times: give a list, a DataLoader, or a function that returns an iterator"
@@ -34,29 +33,9 @@ def read(batches: Batches) -> Iterator[object]:
     yield from batches if isinstance(batches, Iterable) else batches()
 
 
-def placeholder_values(gm: fx.GraphModule, batch: object) -> list[Any]:
-    """One value for each placeholder, after the graph's own check of its inputs.
-
-    Raises:
-        CaptureError: not a batch, or one that the graph was not captured for.
-    """
-    args, kwargs = as_call(batch)
-    flat = flat_inputs(gm, args, kwargs)
-    check = InputCheck.of(gm)
-    if check is not None:
-        check(gm, args, kwargs)
-    return flat
-
-
 def describe(batch: object) -> str:
     """A batch in words: its tree with dtype and shape of each tensor."""
     return describe_inputs(batch).removeprefix("args=")
-
-
-def examples_in(batch: object) -> int:
-    """The first dimension of the batch's first tensor (1 if it has none)."""
-    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
-    return int(first.shape[0]) if first is not None and first.dim() > 0 else 1
 
 
 def check_finite(batch: object, index: int) -> None:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx
 
-from exprune_fx.calibration.data import Batches, check_finite, describe, examples_in, placeholder_values, read
+from exprune_fx.calibration.data import Batches, check_finite, describe, read
 from exprune_fx.calibration.energy import Pool, pool_after
 from exprune_fx.errors import CalibrationError, ExpruneError
-from exprune_fx.graph.running import symbol_values
+from exprune_fx.graph.running import examples_in, placeholder_values, symbol_values
 from exprune_fx.sites import Site
 
 

@@ -13,9 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 
+from exprune_fx.cli import demo as demonstration
+from exprune_fx.cli.demo_report import demo_json, print_data, print_model
+from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name
 from exprune_fx.errors import ExpruneError
 
 FAILED, USAGE = 1, 2
@@ -83,8 +87,6 @@ def _console() -> Console:
 
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
-        import torch  # noqa: PLC0415 - the command line answers before torch is loaded where it can
-
         torch.set_num_threads(threads)
 
 
@@ -136,9 +138,6 @@ def demo(
         _check_budget(budget)
         _check_writable(json_path)
         _set_threads(threads)
-        from exprune_fx.cli import demo as demonstration  # noqa: PLC0415 - slow to load, and --help needs none of it
-        from exprune_fx.cli.demo_report import demo_json, print_data, print_model  # noqa: PLC0415 - as above
-
         names = demonstration.check_names(model)
         console = _console()
         data = demonstration.load_data(data_dir)
@@ -197,8 +196,6 @@ def explain(
         _check_writable(html, json_path)
         _set_threads(threads)
         shapes = [_parse_shape(text) for text in input_shape or []]
-        from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name  # noqa: PLC0415 - slow to load
-
         if not is_model_name(model):
             raise UsageError(f"{model!r} names no model: give package.module:callable, a .pt2 file, or a shipped model")
         if "" not in sys.path:

@@ -7,10 +7,11 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import CaptureError
-from exprune_fx.graph._inputs import bind_inputs
+from exprune_fx.graph._inputs import InputCheck, bind_inputs
 
 
 def as_call(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -37,6 +38,26 @@ def flat_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, 
         CaptureError: the call does not fit the captured signature, or its structure is another one.
     """
     return bind_inputs(gm, args, kwargs)[1]
+
+
+def placeholder_values(gm: fx.GraphModule, batch: object) -> list[Any]:
+    """One value for each placeholder, after the graph's own check of its inputs.
+
+    Raises:
+        CaptureError: not a batch, or one that the graph was not captured for.
+    """
+    args, kwargs = as_call(batch)
+    flat = flat_inputs(gm, args, kwargs)
+    check = InputCheck.of(gm)
+    if check is not None:
+        check(gm, args, kwargs)
+    return flat
+
+
+def examples_in(batch: object) -> int:
+    """The first dimension of the batch's first tensor (1 if it has none)."""
+    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    return int(first.shape[0]) if first is not None and first.dim() > 0 else 1
 
 
 def symbol_values(gm: fx.GraphModule, flat: list[Any]) -> dict[sympy.Expr, int]:
