@@ -47,3 +47,7 @@ class PlanError(ExpruneError):
 
 class DataError(ExpruneError):
     """A data set is missing, or a file of it is not what its checksum says."""
+
+
+class KernelError(ExpruneError, RuntimeError):
+    """A native operator cannot be built or loaded, or was called with arguments that it does not take."""

@@ -1,0 +1,253 @@
+"""What the fused operators return, without computing it: for export, torch.compile and opcheck.
+
+Every argument is checked here as well, so that a graph with a call that no kernel takes fails where it is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.types import IntLikeType
+
+from exprune_fx.errors import KernelError
+
+GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
+ACTIVATIONS = ("relu", "relu6", "relu_squared")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SQUARES = ("stats_test", "finite_population")
+
+
+def register() -> None:
+    """Registers the functions below for the operators, which must be loaded."""
+    for function in (staged_linear_relu, staged_conv2d_relu, staged_ffn, staged_gated_ffn):
+        torch.library.register_fake(f"exprune::{function.__name__}", function)
+
+
+def _require(operator: str, holds: bool | torch.SymBool, what: str, hint: str) -> None:
+    error = KernelError(f"exprune::{operator}: {what}", hint=hint)
+    if isinstance(holds, torch.SymBool):
+        torch._check(holds, lambda: str(error))  # becomes a check at run time where the size is known only there
+    elif not holds:
+        raise error
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """The arguments that all operators share.
+
+    Attributes:
+        operator: its name.
+        x: the input.
+        weight: [out, K] or [out, C, kh, kw].
+        bias: [out] or None.
+        down: [r, K] or None.
+        up: [out, r] or [out, r, kh, kw], or None.
+        stages: terms seen at each test.
+        block: features in one term.
+        guard: one of `GUARDS`.
+        limits: the guard's numbers for every neuron, or None.
+        activation: one of `ACTIVATIONS`.
+    """
+
+    operator: str
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None
+    up: Tensor | None
+    stages: list[int]
+    block: int
+    guard: str
+    limits: Tensor | None
+    activation: str
+
+    def require(self, holds: bool | torch.SymBool, what: str, hint: str = "see exprune_fx/ops/native/fake.py") -> None:
+        _require(self.operator, holds, what, hint)
+
+    def check(self) -> None:
+        """Raises KernelError for the first argument that does not fit."""
+        self.require(self.x.dtype in DTYPES, f"x is {self.x.dtype}", f"one of {DTYPES}, or the readable form")
+        self.require(self.activation in ACTIVATIONS, f"activation is {self.activation!r}", f"one of {ACTIVATIONS}")
+        self.require(self.guard in GUARDS, f"guard is {self.guard!r}", f"one of {GUARDS}")
+        self.tensor("bias", self.bias, [self.weight.shape[0]])
+        self._check_head()
+        self._check_limits()
+
+    def tensor(self, name: str, value: Tensor | None, shape: Sequence[IntLikeType]) -> None:
+        """Requires an optional tensor to have the dtype of x, its device, and a shape."""
+        if value is None:
+            return
+        self.require(value.dtype == self.x.dtype, f"{name} is {value.dtype}, x is {self.x.dtype}", "convert it")
+        self.require(value.device == self.x.device, f"{name} is on {value.device}, x on {self.x.device}", "move it")
+        self.shape(name, value, shape)
+
+    def shape(self, name: str, value: Tensor, shape: Sequence[IntLikeType]) -> None:
+        """Requires a shape, of which sizes may be symbolic."""
+        what = f"{name} is {list(value.shape)}, not {shape}"
+        self.require(value.dim() == len(shape), what)
+        for size, expected in zip(value.shape, shape, strict=True):
+            self.require(size == expected, what)
+
+    def _check_head(self) -> None:
+        features, out = self.weight.shape[1], self.weight.shape[0]
+        self.require(self.block >= 1 and features % self.block == 0, f"{features} features in blocks of {self.block}")
+        terms = features // self.block
+        if self.down is None or self.up is None:
+            self.require(self.down is None and self.up is None, "one of down and up without the other")
+            grows = all(a < b for a, b in zip([0, *self.stages], [*self.stages, terms], strict=True))
+            self.require(not self.stages or grows, f"stages {self.stages} of {terms} terms", "let them grow, below all")
+            return
+        rank = self.down.shape[0]
+        self.require(self.stages == [rank], f"a principal head of rank {rank} with stages {self.stages}", f"[{rank}]")
+        self.require(self.guard not in _SQUARES, f"guard {self.guard!r} with a principal head", "use a prefix head")
+        self.tensor("down", self.down, [rank, features])
+        self.tensor("up", self.up, [out, rank, *self.weight.shape[2:]])
+
+    def _check_limits(self) -> None:
+        out, tests = self.weight.shape[0], len(self.stages)
+        expected = {"calibrated": [tests, out], "bound": [tests, 2, out]}.get(self.guard)
+        if expected is None or not tests:
+            return
+        if self.limits is None:
+            self.require(False, f"guard {self.guard!r} without limits", f"give float32 {expected}")
+            return
+        self.require(self.limits.dtype == torch.float32, f"limits are {self.limits.dtype}", "give float32")
+        self.shape("limits", self.limits, expected)
+
+
+def _check_linear(site: _Site) -> list[IntLikeType]:
+    """Checks a linear site; the shape of its activation."""
+    site.require(site.x.dim() >= 1, "x has no dimensions")
+    site.require(site.weight.dim() == 2, f"weight is {list(site.weight.shape)}, not [out, K]")
+    site.tensor("weight", site.weight, [site.weight.shape[0], site.x.shape[-1]])
+    site.check()
+    return [*site.x.shape[:-1], site.weight.shape[0]]
+
+
+def staged_linear_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+    stages: list[int],
+    block: int,
+    guard: str,
+    number: float,  # noqa: ARG001 - decides values only
+    limits: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """[..., K] -> [..., out] in the dtype of ``x``, contiguous.
+
+    Raises:
+        KernelError: an argument does not fit.
+    """
+    site = _Site("staged_linear_relu", x, weight, bias, down, up, stages, block, guard, limits, activation)
+    shape = _check_linear(site)
+    site.tensor("residual", residual, shape)
+    return x.new_empty(shape)
+
+
+def staged_conv2d_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+    stages: list[int],
+    guard: str,
+    number: float,  # noqa: ARG001 - decides values only
+    limits: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last.
+
+    Raises:
+        KernelError: an argument does not fit, or there are several groups.
+    """
+    site = _Site("staged_conv2d_relu", x, weight, bias, down, up, stages, 1, guard, limits, activation)
+    site.require(x.dim() == 4, f"x is {list(x.shape)}, not [N, C, H, W]")
+    site.require(weight.dim() == 4, f"weight is {list(weight.shape)}, not [out, C, kh, kw]")
+    site.require(groups == 1, f"{groups} groups", "leave this site in its readable form")
+    for name, numbers, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        site.require(len(numbers) == 2 and min(numbers) >= least, f"{name} is {numbers}", f"two, each at least {least}")
+    site.tensor("weight", weight, [weight.shape[0], x.shape[1], *weight.shape[2:]])
+    site.check()
+    space = [
+        (full + 2 * pad - step * (kernel - 1) - 1) // jump + 1
+        for full, pad, step, kernel, jump in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+    ]
+    for size in space:
+        site.require(size >= 1, f"x {list(x.shape)} is smaller than the kernel {list(weight.shape[2:])}")
+    shape = [x.shape[0], weight.shape[0], *space]
+    site.tensor("residual", residual, shape)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def staged_ffn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+    stages: list[int],
+    block: int,
+    guard: str,
+    number: float,  # noqa: ARG001 - decides values only
+    limits: Tensor | None,
+    activation: str,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+) -> Tensor:
+    """``linear(activation(site(x)), weight_out, bias_out)``: [..., K] -> [..., out2] in the dtype of ``x``, contiguous.
+
+    Raises:
+        KernelError: an argument does not fit.
+    """
+    site = _Site("staged_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation)
+    return _ffn(site, weight_out, bias_out)
+
+
+def staged_gated_ffn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+    stages: list[int],
+    block: int,
+    guard: str,
+    number: float,  # noqa: ARG001 - decides values only
+    limits: Tensor | None,
+    activation: str,
+    weight_value: Tensor,
+    bias_value: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+) -> Tensor:
+    """``linear(activation(site(x)) * linear(x, weight_value, bias_value), weight_out, bias_out)``; see `staged_ffn`.
+
+    Raises:
+        KernelError: an argument does not fit.
+    """
+    site = _Site("staged_gated_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation)
+    site.tensor("weight_value", weight_value, [*weight.shape])
+    site.tensor("bias_value", bias_value, [weight.shape[0]])
+    return _ffn(site, weight_out, bias_out)
+
+
+def _ffn(site: _Site, weight_out: Tensor, bias_out: Tensor | None) -> Tensor:
+    *rows, hidden = _check_linear(site)
+    site.require(weight_out.dim() == 2, f"weight_out is {list(weight_out.shape)}, not [out, hidden]")
+    site.tensor("weight_out", weight_out, [weight_out.shape[0], hidden])
+    site.tensor("bias_out", bias_out, [weight_out.shape[0]])
+    return site.x.new_empty([*rows, weight_out.shape[0]])
