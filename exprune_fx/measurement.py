@@ -13,7 +13,7 @@ from torch import fx
 from exprune_fx.cost import SiteCost, evaluate, model_flops, site_cost
 from exprune_fx.errors import CalibrationError, PlanError
 from exprune_fx.graph.running import examples_in, placeholder_values, symbol_values
-from exprune_fx.pipeline import StagedRecord, record_of
+from exprune_fx.pipeline import StagedRecord, readable_form, record_of
 from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
 
 
@@ -135,7 +135,7 @@ def _site_costs(record: StagedRecord) -> dict[str, SiteCost]:
     costs = {}
     for entry in record.plan.staged:
         assert entry.guard is not None
-        assert entry.head != "dense"
+        assert entry.head in ("prefix", "principal")
         costs[entry.site] = site_cost(record.dense, sites[entry.site], entry.head, entry.stages, entry.guard)
     return costs
 
@@ -144,6 +144,9 @@ def measure(
     staged: fx.GraphModule, batches: Iterable[object], on_output: Callable[[Any], None] | None = None
 ) -> Measurement:
     """Counts FLOPs and stopped neurons of a staged graph on inputs.
+
+    A lowered graph is counted in its readable form, which decides the same but for pre-activations within rounding of a
+    threshold.
 
     Args:
         staged: what ``transform`` returned.
@@ -158,6 +161,7 @@ def measure(
     record = record_of(staged)
     if record is None:
         raise PlanError("this graph was not made by transform", hint="measure(transform(gm, plan), batches)")
+    staged = readable_form(staged)
     costs = _site_costs(record)
     tallies = {name: _Tally([0.0] * len(cost.alive)) for name, cost in costs.items()}
     total_expr = model_flops(record.dense)

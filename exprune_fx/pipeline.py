@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from exprune_fx.errors import PlanError
-from exprune_fx.graph.edits import copy_graph_module
+from exprune_fx.graph.edits import copy_graph_module, recompile, set_tensor, tensor_at, tensor_names
+from exprune_fx.ops import native
 from exprune_fx.pass_manager import Pass, run_pipeline
 from exprune_fx.passes.commute_relu_max_pool import CommuteReluMaxPoolPass
 from exprune_fx.passes.drop_no_ops import DropNoOpsPass
 from exprune_fx.passes.fold_batch_norm import FoldBatchNormPass
+from exprune_fx.passes.fuse_feed_forward import FuseFeedForwardPass
+from exprune_fx.passes.lower_sites import LowerSitesPass
+from exprune_fx.passes.pack_weights import PackWeightsPass
 from exprune_fx.passes.reorder_terms import ReorderTermsPass
+from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
 from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.plan import Plan
 from exprune_fx.sites import Site, find_sites
+from exprune_fx.staging import ROLE_KEY
 from exprune_fx.symmetry import SymmetryReport, symmetries
 
 NORMALISE: tuple[Pass, ...] = (DropNoOpsPass(), FoldBatchNormPass(), CommuteReluMaxPoolPass())
@@ -29,7 +35,7 @@ class StagedRecord:
 
     Attributes:
         plan: what was decided.
-        dense: the normalised, reordered graph before staging; it shares its tensors with the staged one.
+        dense: the normalised, reordered graph before staging; it shares its tensors with the staged or lowered one.
         sites: the sites of ``dense``.
         groups: the symmetry groups of ``dense``.
     """
@@ -58,31 +64,74 @@ def normalise(gm: fx.GraphModule) -> fx.GraphModule:
     return run_pipeline(gm, NORMALISE)
 
 
-def transform(gm: fx.GraphModule, plan: Plan, lower: bool = False) -> fx.GraphModule:
+def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphModule:
     """Rewrites a captured graph by a plan into its staged form.
 
     Args:
         gm: a captured graph; it is left as it is, bit for bit.
         plan: what ``calibrate`` decided for this model.
-        lower: replace the readable nodes by fused operators with a native kernel. This release has none: False only.
+        lower: replace the readable nodes by fused operators with a native kernel, for float32, bfloat16 and float16 on
+            the CPU, inference only. What no kernel holds stays readable, everything where the kernels cannot be built;
+            ``explain`` says which form each site has. False: the readable form, plain PyTorch that can be traced,
+            exported and differentiated.
 
     Returns:
         A GraphModule that is called like the model.
 
     Raises:
-        PlanError: the plan was made for another model, or asks for kernels that are not there.
+        PlanError: the plan was made for another model.
         PassError: a site cannot be staged as planned.
     """
-    if lower:
-        raise PlanError("this release has no native kernels to lower to", hint="use lower=False, the readable form")
     if not isinstance(plan, Plan):
         raise PlanError(f"the plan is a {type(plan).__name__}", hint="give the Plan that calibrate returned")
     dense = run_pipeline(gm, (*NORMALISE, ReorderTermsPass(plan.orders)))
     groups = symmetries(dense)
-    sites = find_sites(dense, groups)
-    plan.check_fits(sites)
-    staged = run_pipeline(dense, (StageSitesPass(plan), SkipGatedRowsPass()))
+    record = StagedRecord(plan, dense, find_sites(dense, groups), groups)
+    plan.check_fits(record.sites)
+    staged = _stage(record)
+    if lower and (plan.staged or plan.skipping) and native.available():
+        staged = run_pipeline(staged, lowering(record))
+        record = replace(record, dense=_with_tensors_of(dense, staged))
     if staged is dense:
         staged = copy_graph_module(dense)
-    staged.meta[RECORD_KEY] = StagedRecord(plan, dense, sites, groups)
+    staged.meta[RECORD_KEY] = record
     return staged
+
+
+def lowering(record: StagedRecord) -> tuple[Pass, ...]:
+    """The passes that bring a readable staged graph to fused operators."""
+    skipping = {entry.site for entry in record.plan.skipping}
+    return (
+        ReshapeViewsPass(),
+        LowerSitesPass(),
+        FuseFeedForwardPass(tuple(site for site in record.sites if site.name in skipping)),
+        PackWeightsPass(),
+    )
+
+
+def readable_form(gm: fx.GraphModule) -> fx.GraphModule:
+    """The readable form of what ``transform`` made, with its record: the graph itself if nothing in it is lowered."""
+    record = record_of(gm)
+    if record is None or not any(node.meta.get(ROLE_KEY) == "fused" for node in gm.graph.nodes):
+        return gm
+    staged = _stage(record)
+    if staged is record.dense:
+        staged = copy_graph_module(staged)
+    staged.meta[RECORD_KEY] = record
+    return staged
+
+
+def _stage(record: StagedRecord) -> fx.GraphModule:
+    return run_pipeline(record.dense, (StageSitesPass(record.plan), SkipGatedRowsPass()))
+
+
+def _with_tensors_of(gm: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:
+    """The graph with the tensors that another one holds under the same names, so that no weight is held twice."""
+    names = set(tensor_names(gm)) & set(tensor_names(other))
+    differing = [name for name in sorted(names) if tensor_at(gm, name) is not tensor_at(other, name)]
+    if not differing:
+        return gm
+    result = copy_graph_module(gm)
+    for name in differing:
+        set_tensor(result, name, tensor_at(other, name))
+    return recompile(result)

@@ -7,9 +7,9 @@ import binascii
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from exprune_fx.guards import Calibrated, Guard, guard_from_dict
 from exprune_fx.sites import Site
 
 FORMAT = "exprune-plan"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)  # version 1 knew no timings and no machine
 
-Head = Literal["prefix", "principal", "dense"]
+Head = Literal["prefix", "principal", "none", "dense"]
 Objective = Literal["flops", "latency"]
 
 
@@ -65,21 +66,68 @@ class Array:
 
 
 @dataclass(frozen=True)
+class SiteTiming:
+    """What one site took on the clock: medians of interleaved rounds, each round walking over all sites in graph order.
+
+    Attributes:
+        dense_s: seconds of the fastest dense form.
+        dense_form: which one that was.
+        staged_s: seconds of the fastest candidate that is not dense.
+        staged_form: which one that was.
+        examples: in the batch that was timed.
+        threads: of torch's pool.
+        tried: seconds of everything that was timed, dense forms too, by its name.
+    """
+
+    dense_s: float
+    dense_form: str
+    staged_s: float
+    staged_form: str
+    examples: int
+    threads: int
+    tried: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the best dense form the best candidate is; below 1 it is slower."""
+        return self.dense_s / self.staged_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SiteTiming:
+        """The inverse of ``to_dict``."""
+        return cls(
+            dense_s=float(data["dense_s"]),
+            dense_form=str(data["dense_form"]),
+            staged_s=float(data["staged_s"]),
+            staged_form=str(data["staged_form"]),
+            examples=int(data["examples"]),
+            threads=int(data["threads"]),
+            tried={str(name): float(seconds) for name, seconds in data["tried"].items()},
+        )
+
+
+@dataclass(frozen=True)
 class SitePlan:
     """What was decided for one site.
 
     Attributes:
         site: the site's name.
         weight_shape: of the site that it was made for.
-        head: what the guard looks at; "dense" leaves the site alone.
+        head: what the guard looks at; "none" computes every neuron, and lets the linear layer that alone reads them
+            skip those that are zero (in lowered graphs only, and exact); "dense" leaves the site alone.
         reason: why this was chosen, in words.
-        guard: the stop rule; None when dense.
+        guard: the stop rule; None when nothing is tested.
         stages: terms seen at each test, increasing, below K (prefix), or the rank (principal).
         thresholds: [stages, out], for Calibrated.
         down: [r, K], the principal basis, for a principal head.
         lift: [K, r], back from the basis: the head's second factor is ``weight @ lift``.
         alive_fraction: expected share of neurons that go on after each stage, on the calibration examples.
         fraction_removed: expected share of the site's dense FLOPs saved, overhead counted.
+        timing: what was measured, where the objective is latency.
     """
 
     site: str
@@ -93,10 +141,16 @@ class SitePlan:
     lift: Array | None = None
     alive_fraction: tuple[float, ...] = ()
     fraction_removed: float = 0.0
+    timing: SiteTiming | None = None
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether a guard stops neurons of this site."""
+        return self.head in ("prefix", "principal")
 
     def __post_init__(self) -> None:
         """Refuses what no site could be rewritten by."""
-        if self.head == "dense":
+        if not self.is_staged:
             return
         at = f"plan of site {self.site!r} (weight {list(self.weight_shape)})"
         if self.guard is None or not self.stages:
@@ -133,13 +187,15 @@ class SitePlan:
             "lift": self.lift.to_dict() if self.lift else None,
             "alive_fraction": list(self.alive_fraction),
             "fraction_removed": self.fraction_removed,
+            "timing": self.timing.to_dict() if self.timing else None,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SitePlan:
         """The inverse of ``to_dict``."""
-        if data["head"] not in ("prefix", "principal", "dense"):
+        if data["head"] not in get_args(Head):
             raise PlanError(f"plan of site {data['site']!r}: unknown head {data['head']!r}", hint=_AGAIN)
+        timing = data.get("timing")
         arrays = {key: Array.from_dict(data[key]) if data[key] else None for key in ("thresholds", "down", "lift")}
         return cls(
             site=str(data["site"]),
@@ -150,6 +206,7 @@ class SitePlan:
             stages=tuple(int(stage) for stage in data["stages"]),
             alive_fraction=tuple(float(fraction) for fraction in data["alive_fraction"]),
             fraction_removed=float(data["fraction_removed"]),
+            timing=SiteTiming.from_dict(timing) if timing else None,
             **arrays,
         )
 
@@ -164,17 +221,24 @@ class Plan:
             ``order[i]``. Applied before anything else; thresholds and bases are those of the reordered graph.
         objective: what was minimised.
         examples: how many examples calibration saw.
+        machine: where the timings were taken, in words; "" without timings.
     """
 
     sites: tuple[SitePlan, ...] = ()
     orders: dict[str, tuple[int, ...]] = field(default_factory=dict)
     objective: Objective = "flops"
     examples: int = 0
+    machine: str = ""
 
     @property
     def staged(self) -> tuple[SitePlan, ...]:
-        """The entries that are not dense."""
-        return tuple(entry for entry in self.sites if entry.head != "dense")
+        """The entries in which a guard stops neurons."""
+        return tuple(entry for entry in self.sites if entry.is_staged)
+
+    @property
+    def skipping(self) -> tuple[SitePlan, ...]:
+        """The entries that stop nobody, but whose zeros the layer behind them skips."""
+        return tuple(entry for entry in self.sites if entry.head == "none")
 
     def for_site(self, name: str) -> SitePlan | None:
         """The entry of the site of this name, or None."""
@@ -210,6 +274,7 @@ class Plan:
             "version": FORMAT_VERSION,
             "objective": self.objective,
             "examples": self.examples,
+            "machine": self.machine,
             "orders": {name: list(order) for name, order in self.orders.items()},
             "sites": [entry.to_dict() for entry in self.sites],
         }
@@ -223,9 +288,9 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError("this is not a plan of exprune_fx", hint="give a file written by Plan.save")
-        if data.get("version") != FORMAT_VERSION:
+        if data.get("version") not in _READ_VERSIONS:
             raise PlanError(
-                f"this plan has format version {data.get('version')!r}, this library reads {FORMAT_VERSION}",
+                f"this plan has format version {data.get('version')!r}, this library reads 1 to {FORMAT_VERSION}",
                 hint=_AGAIN,
             )
         try:
@@ -236,6 +301,7 @@ class Plan:
                 orders={str(name): tuple(int(i) for i in order) for name, order in data["orders"].items()},
                 objective=data["objective"],
                 examples=int(data["examples"]),
+                machine=str(data.get("machine", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             if isinstance(error, PlanError):

@@ -193,7 +193,6 @@ PLANS: Sequence[Mistake] = [
     ("a dict", lambda b: ex.transform(b.gm, cast(Any, {})), ex.PlanError, "the plan is a dict"),
     ("a site twice", lambda b: ex.transform(b.gm, ex.Plan(b.plan.sites * 2)), ex.PlanError, "4 entries for 2 sites"),
     ("staged twice", lambda b: ex.transform(b.staged, b.plan), ex.PlanError, "for another model"),
-    ("lowered", lambda b: ex.transform(b.gm, b.plan, lower=True), ex.PlanError, "lower=False"),
     ("no file", lambda b: ex.Plan.load(b.folder / "none.json"), ex.PlanError, "check the path"),
     ("an empty file", lambda b: b.load(""), ex.PlanError, "make the plan again"),
     ("half a file", lambda b: b.load(json.dumps(b.plan.to_dict())[:900]), ex.PlanError, "make the plan again"),

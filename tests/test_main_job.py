@@ -31,7 +31,7 @@ def _batches(images: Tensor) -> list[tuple[Tensor]]:
 def test_calibrated_saves_a_third_of_the_flops(name: str) -> None:
     """On images that neither training nor calibration saw; half a point here, as 2,000 images tell no less apart."""
     gm, sample = captured(name), zoo.load_sample()
-    staged = transform(gm, calibrate(gm, zoo.calibration_batches(250), Calibrated(0.01), head="principal"))
+    staged = transform(gm, calibrate(gm, zoo.calibration_batches(250), Calibrated(0.01), head="principal"), lower=False)
     counted = measure(staged, _batches(sample.test_images[:500]))
     assert counted.fraction_removed >= 0.35
     assert counted.examples == 500
@@ -47,7 +47,7 @@ def test_bound_changes_no_output_beyond_rounding(name: str) -> None:
     here = (FOLDER / "t10k-images-idx3-ubyte.gz").is_file()
     images = zoo.load_fashion_mnist(FOLDER, "test")[0] if here else zoo.load_sample().test_images
     plan = plan_for(normalise(gm), Bound(), count=3)
-    staged = transform(gm, plan)
+    staged = transform(gm, plan, lower=False)
     assert len(plan.staged) == len(plan.sites) - 1  # all but the first layer, which has one input channel
     assert any(site.stopped_fraction > 0 for site in measure(staged, [(images[:100],)]).sites)
     worst = max(float((staged(part) - gm(part)).abs().max()) for (part,) in _batches(images))

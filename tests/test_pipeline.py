@@ -48,7 +48,7 @@ def test_never_stopping_and_bound_equal_dense(
     kind: type[nn.Module], shape: tuple[int, ...], principal: bool, guard: Guard
 ) -> None:
     model, gm, x = _model(kind, shape)
-    staged = transform(gm, plan_for(normalise(gm), guard, threshold=-math.inf, principal=principal))
+    staged = transform(gm, plan_for(normalise(gm), guard, threshold=-math.inf, principal=principal), lower=False)
     assert measure(staged, [(x,)]).sites, "nothing was staged"
     assert_equal(staged(x), model(x))
 
@@ -57,7 +57,7 @@ def test_never_stopping_and_bound_equal_dense(
 @pytest.mark.parametrize("principal", [False, True])
 def test_always_stopping_gives_exact_zeros(kind: type[nn.Module], shape: tuple[int, ...], principal: bool) -> None:
     _, gm, x = _model(kind, shape)
-    staged = transform(gm, plan_for(normalise(gm), Calibrated(0.5), threshold=math.inf, principal=principal))
+    staged = transform(gm, plan_for(normalise(gm), Calibrated(0.5), threshold=math.inf, principal=principal), lower=False)
     values: dict[str, Tensor] = {}
 
     class Keep(torch.fx.Interpreter):
@@ -78,7 +78,7 @@ def test_survivors_are_exact_and_the_stopped_are_zero(guard: Guard) -> None:
     """Against a re-computation from the dense pre-activations, by hand, site by site."""
     _, gm, x = _model(SquaredNet, (7, 6))
     dense = normalise(gm)
-    staged = transform(gm, plan_for(dense, guard))
+    staged = transform(gm, plan_for(dense, guard), lower=False)
     seen: dict[str, Tensor] = {}
 
     class Keep(torch.fx.Interpreter):
@@ -104,7 +104,7 @@ def test_survivors_are_exact_and_the_stopped_are_zero(guard: Guard) -> None:
 def test_stopping_depends_on_the_input_alone(guard: Guard) -> None:
     """The same for one input alone, in a batch of seven, and with one or two threads."""
     _, gm, _ = _model(ResidualNet, (3, 8, 8))
-    staged = transform(gm, plan_for(normalise(gm), guard))
+    staged = transform(gm, plan_for(normalise(gm), guard), lower=False)
     batch = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     threads = torch.get_num_threads()
 
@@ -141,7 +141,7 @@ def test_inputs_are_untouched_and_the_second_run_changes_nothing() -> None:
     order = {group.name: tuple(reversed(range(group.size))) for group in _orderable(gm)}
     plan = plan_for(normalise(gm), Calibrated(0.1))
     plan = Plan(plan.sites, order)
-    staged = transform(gm, plan)
+    staged = transform(gm, plan, lower=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert gm.print_readable(print_output=False) == text
     record = record_of(staged)
@@ -166,7 +166,7 @@ def test_nothing_planned_is_an_equal_graph() -> None:
     model, gm, x = _model(GatedNet, (7, 6))
     dense = normalise(gm)
     plan = Plan(tuple(type(e)(e.site, e.weight_shape, reason="no") for e in plan_for(dense, Calibrated(0.1)).sites))
-    staged = transform(gm, plan)
+    staged = transform(gm, plan, lower=False)
     assert_equal(staged(x), model(x))
     report = measure(staged, [(x,)])
     assert report.fraction_removed == 0.0
@@ -177,20 +177,14 @@ def test_a_plan_for_another_model_is_refused_with_the_differences() -> None:
     _, gm, _ = _model(GatedNet, (7, 6))
     _, other, _ = _model(SquaredNet, (7, 6))
     with pytest.raises(PlanError, match=r"another model(.|\n)*'fc2' is in the plan(.|\n)*'gate' is in the model"):
-        transform(gm, plan_for(normalise(other), Calibrated(0.1)))
+        transform(gm, plan_for(normalise(other), Calibrated(0.1)), lower=False)
     with pytest.raises(PlanError, match="the plan is a dict"):
-        transform(gm, {"sites": []})  # type: ignore[arg-type]
-
-
-def test_lowering_is_refused_until_there_are_kernels() -> None:
-    _, gm, _ = _model(GatedNet, (7, 6))
-    with pytest.raises(PlanError, match="no native kernels"):
-        transform(gm, plan_for(normalise(gm), Bound()), lower=True)
+        transform(gm, {"sites": []}, lower=False)  # type: ignore[arg-type]
 
 
 def test_threshold_at_infinity_stops_all_and_at_minus_infinity_none() -> None:
     _, gm, x = _model(SquaredNet, (7, 6))
     dense = normalise(gm)
     for threshold, alive in ((math.inf, 0.0), (-math.inf, 1.0)):
-        found = measure(transform(gm, plan_for(dense, Threshold(threshold))), [(x,)])
+        found = measure(transform(gm, plan_for(dense, Threshold(threshold)), lower=False), [(x,)])
         assert found.alive_fraction == {"fc2": alive}

@@ -197,7 +197,7 @@ def _points(
 def _point(gm: fx.GraphModule, candidate: Candidate, data: Data, dense: float) -> tuple[Point, fx.GraphModule]:
     head, guard, stages = candidate
     plan = calibrate(gm, data.calibration_for(guard), guard, stages, head=head)
-    staged = transform(gm, plan)
+    staged = transform(gm, plan, lower=False)
     predictions: list[Tensor] = []
     measurement = measure(staged, data.test_batches, on_output=lambda logits: predictions.append(logits.argmax(1)))
     got = float((torch.cat(predictions) == data.labels).double().mean())

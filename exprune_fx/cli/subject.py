@@ -119,4 +119,4 @@ def explain_subject(subject: Subject, budget: float | None) -> Explanation:
             hint="let the callable return (module, args), without --input-shape",
         )
     plan = calibrate(subject.graph, subject.batches, Calibrated(budget))
-    return explain(transform(subject.graph, plan))
+    return explain(transform(subject.graph, plan, lower=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,7 +88,11 @@ def run_fake(gm: fx.GraphModule, target: Callable[..., Any], args: Any, kwargs: 
     """What `target` gives on the fake values of its node arguments: shapes and dtypes, no data."""
     values = map_arg((args, kwargs), lambda n: n.meta["val"])
     mode = fake_mode_of(gm) or FakeTensorMode(allow_non_fake_inputs=False)
-    with mode, torch.no_grad():
+    with contextlib.ExitStack() as stack:
+        if mode.shape_env is not None:  # which all copies of a capture share: a guard of one would bind them all
+            stack.enter_context(mode.shape_env.suppress_guards())
+        stack.enter_context(mode)
+        stack.enter_context(torch.no_grad())
         return target(*values[0], **values[1])
 
 

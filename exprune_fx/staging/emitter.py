@@ -13,8 +13,9 @@ from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
 
 SITE_KEY = "exprune_site"  # meta of a staged node: the site's name
-ROLE_KEY = "exprune_role"  # "stopped" (bool, after a stage), "finish" (the activation) or "gated" (its product)
+ROLE_KEY = "exprune_role"  # "stopped" (bool, after a stage), "finish" (the activation), "gated" (its product), "fused"
 STAGE_KEY = "exprune_stage"  # of a "stopped" node: the index of its stage
+KEPT_KEY = "exprune_kept"  # of a "finish" node that was not lowered: why
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ def plan(graph: fx.GraphModule) -> Plan:
 
 def _staged_outputs(gm: fx.GraphModule, plan: Plan, data: Tensor) -> Tensor:
     with torch.no_grad():
-        result: Tensor = transform(gm, plan)(data)
+        result: Tensor = transform(gm, plan, lower=False)(data)
     return result
 
 
@@ -63,7 +63,7 @@ def test_what_was_counted_is_what_the_staged_graph_does(graph: fx.GraphModule, g
     """One staged site at a time: deeper ones see the same inputs as in calibration only if nothing else stops."""
     plan = calibrate(graph, batches(images()), guard, head=head)
     for entry in plan.staged:
-        staged = transform(graph, _only(plan, entry))
+        staged = transform(graph, _only(plan, entry), lower=False)
         (found,) = measure(staged, batches(images())).sites
         # batch by batch the same float operations, so the same decisions
         assert found.alive_fraction == pytest.approx(entry.alive_fraction, abs=1e-9)
@@ -83,7 +83,7 @@ def test_no_neuron_loses_more_than_the_budget(graph: fx.GraphModule, head: Any, 
     dense = ReorderTermsPass(plan.orders)(normalise(graph)).graph_module
     for entry in plan.staged:
         site = next(site for site in find_sites(dense) if site.name == entry.site)
-        before, after = _activation(dense, site.activation_node), _finish(transform(graph, _only(plan, entry)))
+        before, after = _activation(dense, site.activation_node), _finish(transform(graph, _only(plan, entry), lower=False))
         lost = (before - after).double().square().sum((0, 2, 3))
         assert bool((lost <= budget * before.double().square().sum((0, 2, 3)) + 1e-9).all())
 
@@ -213,7 +213,7 @@ def test_a_model_without_sites_gives_an_empty_plan() -> None:
     gm = captured(mlp(nn.GELU), vectors())
     plan = calibrate(gm, batches(vectors()))
     assert plan.sites == ()
-    torch.testing.assert_close(transform(gm, plan)(vectors()), gm(vectors()), atol=0, rtol=0)
+    torch.testing.assert_close(transform(gm, plan, lower=False)(vectors()), gm(vectors()), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])

@@ -83,7 +83,7 @@ def test_an_unstaged_gate_is_left_alone() -> None:
 def test_the_gate_saves_the_branch_it_skips() -> None:
     """Dense: gate and up cost the same. With no neuron stopped, what is saved is up's rows of zero gates."""
     gm, x = captured(randomised(GatedNet()), 7, 6)
-    staged = transform(gm, plan_for(normalise(gm), Calibrated(0.0), threshold=-1e30, count=1))
+    staged = transform(gm, plan_for(normalise(gm), Calibrated(0.0), threshold=-1e30, count=1), lower=False)
     (site,) = measure(staged, [(x,)]).sites
     gate = torch.relu(gm.get_parameter("embed.weight").new_tensor(0)) + torch.nn.functional.linear(
         torch.nn.functional.linear(x, gm.get_parameter("embed.weight"), gm.get_parameter("embed.bias")),
@@ -95,7 +95,7 @@ def test_the_gate_saves_the_branch_it_skips() -> None:
 
 def test_values_are_those_of_the_product() -> None:
     gm, x = captured(randomised(GatedNet()), 7, 6)
-    staged = transform(gm, plan_for(normalise(gm), Bound(), count=2))
+    staged = transform(gm, plan_for(normalise(gm), Bound(), count=2), lower=False)
     assert any(n.meta.get("exprune_role") == "gated" for n in staged.graph.nodes)
     # float64 sums in another order
     torch.testing.assert_close(staged(x), gm(x), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,135 @@
+"""Joins a site and the linear layer that alone reads it: of that layer only the columns of nonzero units are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from exprune_fx.graph.edits import copy_graph_module, insert_call, is_call, recompile, remove_dead, replace_node
+from exprune_fx.pass_manager import PassResult
+from exprune_fx.sites import Site
+from exprune_fx.staging import ROLE_KEY, SITE_KEY
+
+aten = torch.ops.aten
+exprune = torch.ops.exprune
+
+
+@dataclass(frozen=True)
+class FuseFeedForwardPass:
+    """Replaces ``linear(staged_linear_relu(...), w, b)`` by ``staged_ffn``, and the gated form by ``staged_gated_ffn``.
+
+    Requires: lowered sites, and the fused operators registered.
+    Ensures: the same values to rounding. Matches only where the site has no residual and its activation has this one
+    use, where gate and value read the same input, and where all weights have one dtype; sites named in ``unstaged`` are
+    joined as they are, with no head.
+    Not valid after: nothing.
+
+    Attributes:
+        unstaged: dense sites whose zeros alone are worth skipping.
+    """
+
+    name: ClassVar[str] = "fuse-feed-forward"
+
+    unstaged: tuple[Site, ...] = ()
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Joins every match of a copy."""
+        sites = {site.activation_node: site for site in self.unstaged}
+        if not any(_match(node, sites) for node in gm.graph.nodes):
+            return PassResult(gm, changed=False, edits=0)
+        result = copy_graph_module(gm)
+        matches = [found for node in result.graph.nodes if (found := _match(node, sites)) is not None]
+        for found in matches:
+            weight, bias = _parameters(found.linear)
+            made = insert_call(
+                result,
+                found.target,
+                (*found.args, weight, bias),
+                like=found.first,
+                made_by=self.name,
+                before=found.linear,
+            )
+            made.meta[SITE_KEY], made.meta[ROLE_KEY] = found.site, "fused"
+            replace_node(result, found.linear, made)
+        remove_dead(result)
+        recompile(result)
+        return PassResult(result, changed=True, edits=len(matches))
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """What to insert in the place of ``linear``: ``target(*args, weight, bias)``."""
+
+    linear: fx.Node
+    first: fx.Node
+    site: str
+    target: torch._ops.OpOverload
+    args: tuple[Argument, ...]
+
+
+def _parameters(linear: fx.Node) -> tuple[Argument, Argument]:
+    return linear.args[1], linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
+
+
+def _match(linear: fx.Node, unstaged: dict[str, Site]) -> _Match | None:
+    if not is_call(linear, aten.linear.default):
+        return None
+    hidden, weight = linear.args[0], linear.args[1]
+    if not isinstance(hidden, fx.Node) or len(hidden.users) != 1:
+        return None
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not _one_dtype(hidden, linear):
+        return None
+    if is_call(hidden, exprune.gated_linear.default):
+        return _gated(linear, hidden)
+    if hidden.name in unstaged:
+        return _unstaged(linear, unstaged[hidden.name])
+    return _plain(linear, hidden)
+
+
+def _plain(linear: fx.Node, hidden: fx.Node) -> _Match | None:
+    arguments = _without_residual(hidden)
+    if arguments is None:
+        return None
+    return _Match(linear, hidden, hidden.meta[SITE_KEY], exprune.staged_ffn.default, arguments)
+
+
+def _gated(linear: fx.Node, product: fx.Node) -> _Match | None:
+    gate, x, weight, bias = product.args
+    if not isinstance(gate, fx.Node) or len(gate.users) != 1 or not _one_dtype(product, linear):
+        return None
+    arguments = _without_residual(gate)
+    if arguments is None or arguments[0] is not x:
+        return None
+    target = exprune.staged_gated_ffn.default
+    return _Match(linear, gate, gate.meta[SITE_KEY], target, (*arguments, weight, bias))
+
+
+def _unstaged(linear: fx.Node, site: Site) -> _Match | None:
+    """A dense site: Linear -> activation, nothing between, every value with one use."""
+    before = {node.name: node for node in linear.graph.nodes}
+    first = before.get(site.node)
+    if first is None or not is_call(first, aten.linear.default) or site.residual or site.chain or site.obstacle:
+        return None
+    weight, bias = _parameters(first)
+    no_head: tuple[Argument, ...] = (None, None, [], 1, "none", 0.0, None)
+    arguments = (first.args[0], weight, bias, *no_head, site.activation)
+    return _Match(linear, first, site.name, exprune.staged_ffn.default, arguments)
+
+
+def _without_residual(node: fx.Node) -> tuple[Argument, ...] | None:
+    """A lowered linear site's arguments without its residual; None if it has one, or is no such site."""
+    if not is_call(node, exprune.staged_linear_relu.default) or node.args[3] is not None:
+        return None
+    return (*node.args[:3], *node.args[4:])
+
+
+def _one_dtype(first: fx.Node, second: fx.Node) -> bool:
+    """Whether all that both nodes read, and both results, have one dtype that the kernels compute in."""
+    read = [*first.all_input_nodes, first, *second.all_input_nodes, second]
+    limits = first.args[10] if is_call(first, exprune.staged_linear_relu.default) else None
+    found = {node.meta["val"].dtype for node in read if node is not limits}
+    return len(found) == 1 and found <= {torch.float32, torch.bfloat16, torch.float16}

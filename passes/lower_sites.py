@@ -1,0 +1,110 @@
+"""Replaces the readable nodes of staged sites by fused operators with a native kernel."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.graph.edits import (
+    copy_graph_module,
+    fresh_name,
+    insert_call,
+    recompile,
+    remove_dead,
+    replace_node,
+    set_tensor,
+    tensor_at,
+)
+from exprune_fx.pass_manager import PassResult
+from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
+from exprune_fx.staging.readable import UNKNOWN, ReadableSite, read_site
+
+_log = logging.getLogger(__name__)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class LowerSitesPass:
+    """Replaces each staged site's head, guards and finish by one fused operator.
+
+    Requires: staged sites, and the fused operators registered; no `aten.view` behind a staged convolution (see
+    reshape-views), since a fused convolution gives channels-last.
+    Ensures: the same stops but for pre-activations within rounding of a threshold, and the same values to rounding. A
+    site that no kernel holds stays readable; its finish node's ``meta["exprune_kept"]`` says why, and the log once.
+    Not valid after: skip-gated-rows and whatever else looks for ``finish_*`` nodes has nothing to find.
+    """
+
+    name: ClassVar[str] = "lower-sites"
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Lowers every site of a copy that a kernel holds."""
+        if not any(_is_due(node) for node in gm.graph.nodes):
+            return PassResult(gm, changed=False, edits=0)
+        result = copy_graph_module(gm)
+        edits = 0
+        for node in [node for node in result.graph.nodes if _is_due(node)]:
+            site = read_site(node)
+            reason = UNKNOWN if site is None else obstacle(site)
+            if site is None or reason:
+                node.meta[KEPT_KEY] = reason
+                _log.info("site %r stays in its readable form: %s", node.meta[SITE_KEY], reason)
+                continue
+            _lower(result, site, self.name)
+            edits += 1
+        remove_dead(result)
+        recompile(result)
+        return PassResult(result, changed=True, edits=edits)
+
+
+def _is_due(node: fx.Node) -> bool:
+    return node.meta.get(ROLE_KEY) == "finish" and KEPT_KEY not in node.meta
+
+
+def obstacle(site: ReadableSite) -> str:
+    """Why no kernel holds this site; "" if one does."""
+    weight: Tensor = site.weight.meta["val"]
+    if weight.dtype not in KERNEL_DTYPES:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}, which no kernel computes in"
+    if weight.device.type != "cpu":
+        return f"it is on {weight.device}, and the kernels run on the CPU"
+    given = (site.x, site.bias, site.residual, site.down, site.up)
+    others = {node.meta["val"].dtype for node in given if node is not None} - {weight.dtype}
+    if others:
+        return f"it mixes {', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in {weight.dtype, *others}))}"
+    if site.is_linear:
+        return ""
+    if weight.dim() != 4:
+        return f"no kernel convolves in {weight.dim() - 2} dimensions"
+    return "" if site.geometry[3] == 1 else "its convolution is grouped"
+
+
+def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
+    operators = torch.ops.exprune
+    head = (site.x, site.weight, site.bias, site.residual, site.down, site.up, list(site.stages))
+    rule = (site.guard, site.number, _limits(gm, site))
+    if site.is_linear:
+        target, args = operators.staged_linear_relu.default, (*head, site.block, *rule, site.activation)
+    else:
+        target, args = operators.staged_conv2d_relu.default, (*head, *rule, *site.geometry, site.activation)
+    made = insert_call(gm, target, args, like=site.finish, made_by=made_by, before=site.finish)
+    made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
+    replace_node(gm, site.finish, made)
+
+
+def _limits(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
+    """The numbers per output of all stages in one float32 tensor: [stages, out], or [stages, 2, out] for the bound."""
+    if not site.limits:
+        return None
+    rows = [
+        torch.stack([tensor_at(gm, str(node.target)).detach().reshape(-1).float() for node in row])
+        for row in site.limits
+    ]
+    table = torch.stack(rows)
+    if table.shape[1] == 1:
+        table = table.squeeze(1)
+    path = site.finish.meta[SITE_KEY].replace(".", "_").replace("#", "_")
+    return set_tensor(gm, fresh_name(gm, f"exprune.{path}.limits"), table)

@@ -1,0 +1,123 @@
+"""Gives the weights that fused operators read the memory layout in which their kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from exprune_fx.graph.edits import copy_graph_module, fresh_name, is_call, recompile, set_args, set_tensor, tensor_at
+from exprune_fx.pass_manager import PassResult
+from exprune_fx.staging import layout
+
+aten = torch.ops.aten
+exprune = torch.ops.exprune
+
+
+@dataclass(frozen=True)
+class PackWeightsPass:
+    """Rebinds weights to equal tensors in another memory layout: shapes and values are as before.
+
+    A convolution's weight (and its head's second factor) becomes channels-last, a feed-forward's second weight is
+    stored by its columns. A tensor that has its layout already is not copied, one that several nodes read is copied
+    once; where two fused operators want one weight in two layouts, the later one gets a tensor of its own.
+
+    Requires: the fused operators registered.
+    Ensures: the same values; no tensor of the given graph is written to.
+    Not valid after: nothing.
+
+    Attributes:
+        dense_convolutions: give dense two-dimensional convolutions channels-last weights too where staged ones are
+            there, so that values do not change their layout between the two.
+    """
+
+    name: ClassVar[str] = "pack-weights"
+
+    dense_convolutions: bool = True
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Rebinds what is not packed yet in a copy."""
+        if not any(not wish.fulfilled(gm) for wish in self._wishes(gm)):
+            return PassResult(gm, changed=False, edits=0)
+        result = copy_graph_module(gm)
+        packed: dict[str, layout.Layout] = {}
+        edits = 0
+        for wish in list(self._wishes(result)):
+            edits += _fulfil(result, wish, packed, self.name)
+        recompile(result)
+        return PassResult(result, changed=True, edits=edits)
+
+    def _wishes(self, gm: fx.GraphModule) -> Iterator[_Wish]:
+        """Those of fused operators first: they have precedence."""
+        for node in gm.graph.nodes:
+            yield from _fused_wishes(node)
+        if not self.dense_convolutions or not any(
+            is_call(n, exprune.staged_conv2d_relu.default) for n in gm.graph.nodes
+        ):
+            return
+        for node in gm.graph.nodes:
+            if is_call(node, aten.conv2d.default, aten.conv2d.padding) and _is_parameter(node.args[1]):
+                yield _Wish(node, 1, layout.CHANNELS_LAST, dense=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wish:
+    """A node that wants one of its arguments in a layout."""
+
+    node: fx.Node
+    index: int
+    layout: layout.Layout
+    dense: bool = False
+
+    @property
+    def source(self) -> fx.Node:
+        """The parameter's node."""
+        source = self.node.args[self.index]
+        assert isinstance(source, fx.Node)
+        return source
+
+    def fulfilled(self, gm: fx.GraphModule) -> bool:
+        """Whether the tensor has this layout already."""
+        return self.layout.holds(tensor_at(gm, str(self.source.target)))
+
+
+def _is_parameter(node: object) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def _fused_wishes(node: fx.Node) -> Iterator[_Wish]:
+    if is_call(node, exprune.staged_conv2d_relu.default):
+        for index in (1, 5):
+            if _is_parameter(node.args[index]):
+                yield _Wish(node, index, layout.CHANNELS_LAST)
+    elif is_call(node, exprune.staged_linear_relu.default):
+        yield _Wish(node, 1, layout.ROWS)
+    elif is_call(node, exprune.staged_ffn.default, exprune.staged_gated_ffn.default):
+        yield _Wish(node, 1, layout.ROWS)
+        if is_call(node, exprune.staged_gated_ffn.default):
+            yield _Wish(node, len(node.args) - 4, layout.ROWS)
+        yield _Wish(node, len(node.args) - 2, layout.COLUMNS)
+
+
+def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], made_by: str) -> int:
+    """Rebinds one weight, or gives the node one of its own; returns how many tensors were made."""
+    name = str(wish.source.target)
+    if name in packed and packed[name] is not wish.layout:
+        if wish.dense or wish.fulfilled(gm):
+            return 0
+        own = fresh_name(gm, f"exprune.{name.replace('.', '_')}.{wish.layout.name}")
+        source = set_tensor(gm, own, wish.layout.packed(tensor_at(gm, name)))
+        args = list(wish.node.args)
+        args[wish.index] = source
+        set_args(wish.node, tuple(args), made_by=made_by)
+        return 1
+    packed[name] = wish.layout
+    if wish.fulfilled(gm):
+        return 0
+    old = tensor_at(gm, name)
+    new: Tensor = wish.layout.packed(old)
+    set_tensor(gm, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+    return 1
