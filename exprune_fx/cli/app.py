@@ -1,4 +1,4 @@
-"""The command line: ``exprune demo``, ``exprune explain``, ``exprune --version``.
+"""The command line: ``exprune demo``, ``exprune explain``, ``exprune bench``, ``exprune --version``.
 
 Exit status 0: done; 1: it failed; 2: the call itself was wrong. What went wrong is one line on standard error.
 """
@@ -17,7 +17,9 @@ import torch
 import typer
 from rich.console import Console
 
+from exprune_fx.bench.selection import DTYPES, select_rows
 from exprune_fx.cli import demo as demonstration
+from exprune_fx.cli.bench import Settings, run_bench
 from exprune_fx.cli.demo_report import demo_json, print_data, print_model
 from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name
 from exprune_fx.errors import ExpruneError
@@ -74,7 +76,7 @@ def _options(
     """Finds which numbers in a PyTorch model are interchangeable, and uses that to compute less."""
 
 
-# --- what both commands share -----------------------------------------------------------------------------------------
+# --- what commands share ----------------------------------------------------------------------------------------------
 
 _JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
 _ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")]
@@ -212,3 +214,57 @@ def _parse_shape(text: str) -> tuple[int, ...]:
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise UsageError(f"--input-shape {text!r} is no shape: give positive sizes, such as 1,3,32,32")
     return tuple(map(int, sizes))
+
+
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model; may be repeated.")
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rows", metavar="FILTER", help="micro, models, all, or a part of a row's name; may be repeated."
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples in one call, for every row.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16, for every row.")
+    ] = None,
+    threads: _ThreadsOption = None,
+    json_path: _JsonOption = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", metavar="DIR", help="Folder of trained weights, for VGG11-BN.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of CIFAR-10 and Fashion-MNIST.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few calls only: checks that everything works, measures nothing.")
+    ] = False,
+    readable: Annotated[bool, typer.Option("--readable", hidden=True)] = False,
+) -> None:
+    """Times models as they are, under torch.compile in three settings, and staged, beside each other in one run.
+
+    Compiling takes up to a minute a row and more for a whole model. The JSON is brought up to date after every row. Its
+    keys say what each figure is.
+    """
+    with _failures():
+        _check_writable(json_path)
+        for name in dtype or ():
+            if name not in DTYPES:
+                raise UsageError(f"--dtype {name!r} is none of {', '.join(DTYPES)}")
+        specs = select_rows(
+            rows or (),
+            model or (),
+            batch=batch,
+            dtypes=[DTYPES[name] for name in dtype] if dtype else None,
+            checkpoints=checkpoints,
+            data_dir=data_dir,
+        )
+        settings = Settings(threads, quick, not readable, json_path)
+        with _progress("machine") as say:
+            run_bench(specs, settings, _console(), say)

@@ -1,0 +1,128 @@
+"""The columns of a row: the model as it is, under Inductor in three settings, and ours under the same three."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx
+from torch.utils import _pytree as pytree
+
+from exprune_fx.errors import ExpruneError
+
+INNER: dict[str, dict[str, Any]] = {
+    "inductor": {},
+    "inductor_freezing": {"freezing": True},
+    "inductor_max_autotune": {"freezing": True, "max_autotune": True},
+}
+DENSE = ("eager", *INNER)
+OURS = "ours"
+COLUMNS = (*DENSE, OURS)
+
+
+@dataclass(eq=False)
+class _Backend:
+    """Inductor under some options, which counts what it is given.
+
+    Attributes:
+        options: patches of Inductor's configuration.
+        compiles: how many graphs it compiled.
+        tensors: how many tensors the last graph takes as inputs.
+    """
+
+    options: dict[str, Any]
+    compiles: int = 0
+    tensors: int = 0
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        """Compiles one graph."""
+        self.compiles += 1
+        self.tensors = sum(isinstance(value, Tensor) for value in example_inputs)
+        compiled = compile_fx(gm, example_inputs, config_patches=self.options)
+        assert callable(compiled)  # it is something else for ahead-of-time compilation only
+        return compiled
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A model that is ready to be timed.
+
+    Attributes:
+        name: of the column.
+        call: the model.
+        backend: what compiled it; None if it runs as it is.
+    """
+
+    name: str
+    call: Callable[..., object]
+    backend: _Backend | None = field(default=None, repr=False)
+
+    def check(self) -> None:
+        """Makes sure that what was timed is what was compiled.
+
+        Raises:
+            ExpruneError: it was compiled again since.
+        """
+        if self.backend is not None and self.backend.compiles != 1:
+            raise ExpruneError(
+                f"column {self.name} was compiled {self.backend.compiles} times: its times are not those of one graph",
+                hint="give inputs of one shape, dtype and memory layout",
+            )
+
+
+def eager(model: nn.Module) -> Column:
+    """The model as it is."""
+    return Column("eager", model)
+
+
+def compiled(model: nn.Module, name: str, inner: str, example: tuple[Any, ...]) -> Column:
+    """A copy of the model under Inductor, compiled by one call.
+
+    ``options={"freezing": True}`` alone freezes nothing: Dynamo asks Inductor's global configuration whether to keep
+    parameters in the graph, and an option is not there yet when it does. So Dynamo is told too, and that no parameter
+    came in as an input is checked.
+
+    Args:
+        model: in eval mode; it is copied.
+        name: of the column.
+        inner: a key of `INNER`.
+        example: arguments.
+
+    Raises:
+        ExpruneError: it cannot be compiled, not as one graph, or not as asked.
+    """
+    options = INNER[inner]
+    backend = _Backend(options)
+    call = torch.compile(copy.deepcopy(model), backend=backend, fullgraph=True)
+    freezing = bool(options.get("freezing"))
+    with torch.no_grad(), _quiet(), torch._dynamo.config.patch(prepare_freezing=freezing):
+        try:
+            call(*example)
+        except ExpruneError:
+            raise
+        except Exception as error:  # whatever Dynamo, Inductor or the C++ compiler raise
+            first = str(error).strip().splitlines()[:1]
+            raise ExpruneError(
+                f"column {name} could not be compiled by torch.compile: {type(error).__name__}: {' '.join(first)}",
+                hint="torch.compile needs a C++ compiler on CPU; see the cause chained below",
+            ) from error
+    given = sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example))
+    if freezing and backend.tensors != given:
+        raise ExpruneError(
+            f"column {name} was not frozen: its graph takes {backend.tensors} tensors, the model {given}",
+            hint="this torch freezes in another way than the benchmark knows",
+        )
+    return Column(name, call, backend)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No tables of autotuning on standard error."""
+    with inductor_config.patch(autotune_num_choices_displayed=0):
+        yield

@@ -1,0 +1,59 @@
+"""Which rows a call of the benchmark asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from exprune_fx.bench.micro import micro_specs
+from exprune_fx.bench.models import Folder, model_names, model_specs
+from exprune_fx.bench.subject import RowSpec
+from exprune_fx.errors import DataError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KINDS = {"micro": "micro", "models": "model"}
+
+
+def select_rows(
+    filters: Sequence[str] = (),
+    models: Sequence[str] = (),
+    *,
+    batch: int | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+    checkpoints: Folder = None,
+    data_dir: Folder = None,
+) -> list[RowSpec]:
+    """The rows, micro rows first.
+
+    Args:
+        filters: "micro", "models", "all", or parts of names; a row is taken if any of them fits. None of these and no
+            model: all rows.
+        models: names of models; with them alone, only these.
+        batch: examples a call, for every row.
+        dtypes: for every row.
+        checkpoints: folder of trained weights.
+        data_dir: folder of data sets.
+
+    Raises:
+        DataError: a filter or a model that names no row.
+    """
+    known = model_names(checkpoints)
+    for name in models:
+        if name not in known:
+            raise DataError(f"the benchmark has no model {name!r}", hint=f"use one of {', '.join(known)}")
+    rows = [*micro_specs(dtypes, batch), *model_specs(checkpoints, data_dir, dtypes, batch)]
+    wanted = list(filters) or ([] if models else ["all"])
+    for text in wanted:
+        if not any(_fits(row, text) for row in rows):
+            raise DataError(
+                f"the benchmark has no row {text!r}",
+                hint="give micro, models, all, or a part of a name: " + ", ".join(dict.fromkeys(r.name for r in rows)),
+            )
+    return [row for row in rows if row.name in models or any(_fits(row, text) for text in wanted)]
+
+
+def _fits(row: RowSpec, text: str) -> bool:
+    if text in KINDS:
+        return row.kind == KINDS[text]
+    return text == "all" or text in row.name

@@ -1,0 +1,129 @@
+"""The benchmark as two tables for a terminal of 100 columns: times and ratios, then what was touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from exprune_fx.bench.columns import COLUMNS, OURS
+from exprune_fx.bench.machine import Machine
+from exprune_fx.bench.record import summarise
+from exprune_fx.bench.rows import Row
+from exprune_fx.report.layout import Cell, Section, Table, columns, percent_text
+
+_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_TITLES = ("eager", "inductor", "freezing", "autotune", "ours")
+
+_TIMES_NOTE = (
+    "Median time a call, all columns interleaved in one run; the best dense column is marked *. Ratio: that column "
+    "over ours, above 1 ours is faster. +-: half the distance between the quartiles of ours. Freezing, autotune: "
+    "torch.compile with parameters frozen, and max_autotune on top; ours: the staged graph under the best of the same "
+    "three settings."
+)
+_TOUCHED_NOTE = (
+    "Stopped: neurons of staged sites. Saved: FLOPs (counted, tests included) and time, against the best dense column. "
+    "GB/s, GFLOP/s: what ours touches over its time, with its share of this machine's large read and large matrix "
+    "product. Error: largest difference from the dense outputs, over the largest of these; (r): rounding alone, else "
+    "stopping adds to it."
+)
+
+
+def machine_text(machine: Machine) -> str:
+    """The machine in two lines."""
+    products = ", ".join(f"{_SHORT.get(name, name)} {rate:,.0f}" for name, rate in machine.matmul_gflop_per_s.items())
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.isa}, "
+        f"torch {machine.torch_version}.\n"
+        f"Ceilings: copy {machine.copy_gb_per_s:.1f} GB/s (read + written), read {machine.read_gb_per_s:.1f} GB/s, "
+        f"matrix product {products} GFLOP/s."
+    )
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """The tables of some rows, and the summary."""
+    threads = ", ".join(str(count) for count in sorted({row.threads for row in rows}))
+    return [
+        Section(f"Time a call, {threads} threads", (_TIMES_NOTE,), _times(rows)),
+        Section("What was touched", (_TOUCHED_NOTE,), _touched(rows)),
+        *_accuracies(rows),
+        Section("Summary", (summarise(rows).text(),)),
+    ]
+
+
+def _times(rows: Sequence[Row]) -> Table:
+    titles = columns("row", "dtype", ">batch", *(f">{title}" for title in _TITLES), ">+-", ">ratio")
+    return Table(titles, tuple((*_head(row), *_time_cells(row)) for row in rows))
+
+
+def _head(row: Row) -> tuple[Cell, ...]:
+    return Cell(row.name, mono=True), Cell(_SHORT.get(row.dtype, row.dtype)), Cell(str(row.batch))
+
+
+def _time_cells(row: Row) -> tuple[Cell, ...]:
+    low, high = row.spread[OURS]
+    times = [
+        Cell(time_text(row.seconds[name]) + ("*" if name == row.best_dense else ""), tone=_tone(row, name))
+        for name in COLUMNS
+    ]
+    spread = percent_text((high - low) / 2 / row.seconds[OURS], 0)
+    return (*times, Cell(spread, tone="quiet"), Cell(f"{row.ratio:.2f}x", tone="good" if row.ratio >= 0.97 else "bad"))
+
+
+def _tone(row: Row, name: str) -> Literal["", "quiet"]:
+    return "" if name in (OURS, row.best_dense) else "quiet"
+
+
+def _touched(rows: Sequence[Row]) -> Table:
+    titles = columns("row", "dtype", ">batch", ">stopped", ">FLOPs saved", ">time saved", ">GB/s", ">GFLOP/s", ">error")
+    return Table(titles, tuple((*_head(row), *_touched_cells(row)) for row in rows))
+
+
+def _touched_cells(row: Row) -> tuple[Cell, ...]:
+    ceiling = row.matmul_ceiling_gflop_per_s
+    error = f"{row.max_error / (row.output_scale or 1.0):.0e}" + (" (r)" if row.error_kind == "rounding" else "")
+    return (
+        Cell(percent_text(row.touched.stopped_fraction, 0)),
+        Cell(percent_text(row.touched.flops_saved, 0)),
+        Cell(percent_text(row.time_saved, 0), tone="good" if row.time_saved > 0 else "bad"),
+        Cell(_rate(row.gb_per_s, row.bandwidth_ceiling_gb_per_s)),
+        Cell(_rate(row.gflop_per_s, ceiling)),
+        Cell(error),
+    )
+
+
+def _rate(rate: float, ceiling: float | None) -> str:
+    share = f" ({100 * rate / ceiling:.0f} %)" if ceiling else ""
+    return f"{rate:.1f}{share}" if rate < 100 else f"{rate:.0f}{share}"
+
+
+def _accuracies(rows: Sequence[Row]) -> list[Section]:
+    judged = [row for row in rows if row.accuracy_dense is not None and row.accuracy_ours is not None]
+    if not judged:
+        return []
+    titles = columns("row", "dtype", ">examples", ">dense", ">ours", ">drop, points", ">time / FLOPs saved")
+    return [Section("Held-out accuracy", (), Table(titles, tuple(_accuracy_cells(row) for row in judged)))]
+
+
+def _accuracy_cells(row: Row) -> tuple[Cell, ...]:
+    assert row.accuracy_dense is not None
+    assert row.accuracy_ours is not None
+    drop = 100 * (row.accuracy_dense - row.accuracy_ours)
+    share = row.time_over_flops
+    return (
+        Cell(row.name, mono=True),
+        Cell(_SHORT.get(row.dtype, row.dtype)),
+        Cell(f"{row.examples:,}"),
+        Cell(percent_text(row.accuracy_dense, 2)),
+        Cell(percent_text(row.accuracy_ours, 2)),
+        Cell(f"{drop:+.2f}", tone="bad" if drop > 1 else ""),
+        Cell("-" if share is None else f"{share:.2f}"),
+    )
+
+
+def time_text(seconds: float) -> str:
+    """Three significant digits with a unit: "12.3 us", "1.50 ms", "235 ms", "2.35 s"."""
+    for unit, factor in (("us", 1e6), ("ms", 1e3)):
+        value = seconds * factor
+        if value < 999.5:
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{seconds:.2f} s"
