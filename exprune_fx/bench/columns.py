@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 from torch._inductor import config as inductor_config
+from torch._inductor import select_algorithm
 from torch._inductor.compile_fx import compile_fx
 from torch.utils import _pytree as pytree
 
@@ -123,6 +126,11 @@ def compiled(model: nn.Module, name: str, inner: str, example: tuple[Any, ...]) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No tables of autotuning on standard error."""
-    with inductor_config.patch(autotune_num_choices_displayed=0):
+    """Nothing of autotuning on standard error, which torch 2.13 writes to in two ways, one of them without a switch."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(inductor_config.patch(autotune_num_choices_displayed=0))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
+        if hasattr(select_algorithm, "_log_autotune_choices_stats"):
+            stack.enter_context(mock.patch.object(select_algorithm, "_log_autotune_choices_stats"))
         yield

@@ -17,7 +17,10 @@ FORMAT_VERSION = 1
 KEYS = {
     "seconds": "median seconds a call, by column; all columns interleaved in one run",
     "spread": "first and third quartile of the same samples",
-    "best_dense": "the fastest of the dense columns",
+    "best_dense": "the fastest of the dense columns that are not wrong",
+    "column_errors": "norm of a compiled column's error over the norm of its outputs: dense columns against eager, "
+    "ours/* against the same graph uncompiled",
+    "wrong": "columns that do not compute what was compiled; they count neither as dense nor as ours",
     "ratio": "seconds[best_dense] / seconds[ours]: above 1 ours is faster",
     "ours_inner": "the inner compiler's setting under which ours was fastest; ours_inner_seconds has all three",
     "max_error": "largest difference of an output from the eager dense model's, in float32",
@@ -119,6 +122,8 @@ def row_json(row: Row) -> dict[str, Any]:
         "error_kind": row.error_kind,
         "kernel_error": row.kernel_error,
         "output_scale": row.output_scale,
+        "column_errors": row.column_errors,
+        "wrong": list(row.wrong),
         "stopped_fraction": touched.stopped_fraction,
         "zero_fraction": touched.zero_fraction,
         "flops_saved": touched.flops_saved,

@@ -15,7 +15,8 @@ _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _TITLES = ("eager", "inductor", "freezing", "autotune", "ours")
 
 _TIMES_NOTE = (
-    "Median time a call, all columns interleaved in one run; the best dense column is marked *. Ratio: that column "
+    "Median time a call, all columns interleaved in one run; the best dense column is marked *, one "
+    "that computes wrong outputs !. Ratio: that column "
     "over ours, above 1 ours is faster. +-: half the distance between the quartiles of ours. Freezing, autotune: "
     "torch.compile with parameters frozen, and max_autotune on top; ours: the staged graph under the best of the same "
     "three settings."
@@ -61,12 +62,13 @@ def _head(row: Row) -> tuple[Cell, ...]:
 
 def _time_cells(row: Row) -> tuple[Cell, ...]:
     low, high = row.spread[OURS]
-    times = [
-        Cell(time_text(row.seconds[name]) + ("*" if name == row.best_dense else ""), tone=_tone(row, name))
-        for name in COLUMNS
-    ]
+    times = [Cell(time_text(row.seconds[name]) + _mark(row, name), tone=_tone(row, name)) for name in COLUMNS]
     spread = percent_text((high - low) / 2 / row.seconds[OURS], 0)
     return (*times, Cell(spread, tone="quiet"), Cell(f"{row.ratio:.2f}x", tone="good" if row.ratio >= 0.97 else "bad"))
+
+
+def _mark(row: Row, name: str) -> str:
+    return "*" if name == row.best_dense else "!" if name in row.wrong else ""
 
 
 def _tone(row: Row, name: str) -> Literal["", "quiet"]:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from exprune_fx.bench.machine import Machine, cores, measure_machine
 from exprune_fx.bench.record import bench_json
-from exprune_fx.bench.rows import Row, run_subject
+from exprune_fx.bench.rows import Row
+from exprune_fx.bench.running import run_subject
 from exprune_fx.bench.subject import RowSpec, Say
 from exprune_fx.bench.table import machine_text, sections
 from exprune_fx.bench.timing import QUICK, Schedule

@@ -1,0 +1,155 @@
+"""Runs one subject: compiles its columns, times them beside each other, and compares what they compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from exprune_fx.bench.columns import DENSE, INNER, OURS, Column, compiled, eager
+from exprune_fx.bench.machine import Machine, name_of
+from exprune_fx.bench.rows import WRONG, Row
+from exprune_fx.bench.subject import HeldOut, Say, Subject
+from exprune_fx.bench.timing import Interleaved, Schedule, Timing, interleave
+from exprune_fx.bench.touched import count_touched
+from exprune_fx.errors import ExpruneError
+from exprune_fx.guards import Bound
+from exprune_fx.pipeline import transform
+from exprune_fx.zoo import accuracy
+
+_ACCURACY_BATCH = 250
+
+
+def run_subject(
+    subject: Subject, machine: Machine, schedule: Schedule, say: Say, *, lower: bool = True, judge: bool = True
+) -> Row:
+    """Compiles a subject's columns, times them, and compares what they compute.
+
+    Args:
+        subject: what to run; nothing of it is changed.
+        machine: with its ceilings.
+        schedule: how long to time.
+        say: told what is being done.
+        lower: time the fused operators; False times the readable form, which saves nothing.
+        judge: measure accuracy on the held-out examples, if there are any.
+
+    Raises:
+        ExpruneError: a column cannot be compiled, or was compiled again while it was timed.
+    """
+    say("transform")
+    readable = transform(subject.gm, subject.plan, lower=False)
+    ours = transform(subject.gm, subject.plan, lower=lower)
+    touched = count_touched(readable, subject.inputs)
+    torch._dynamo.reset()
+    columns = _columns(subject, ours, say)
+    say("timing")
+    with torch.no_grad():
+        timed = interleave({column.name: column.call for column in columns}, subject.inputs, schedule)
+    for column in columns:
+        column.check()
+    outputs = {column.name: _outputs(column.call, subject) for column in columns}
+    uncompiled = _outputs(ours, subject)
+    errors = {
+        name: relative_error(values, uncompiled if name.startswith(OURS) else outputs["eager"])
+        for name, values in outputs.items()
+    }
+    inner, times, inner_times = best_inner(timed, errors, WRONG[name_of(subject.dtype)])
+    dense = outputs["eager"]
+    got = outputs[f"{OURS}/{inner}"]
+    proved = all(isinstance(entry.guard, Bound) for entry in subject.plan.staged)
+    judged = subject.held_out if judge else None
+    say("accuracy" if judged else "")
+    return Row(
+        name=subject.name,
+        kind=subject.kind,
+        about=subject.about,
+        dtype=name_of(subject.dtype),
+        batch=subject.batch,
+        threads=torch.get_num_threads(),
+        seconds={name: timing.median for name, timing in times.items()},
+        spread={name: timing.quartiles for name, timing in times.items()},
+        ours_inner=inner,
+        ours_inner_seconds=inner_times,
+        rounds=timed.rounds,
+        calls=timed.calls,
+        max_error=largest_difference(got, dense),
+        error_kind="rounding" if proved or touched.stopped_fraction == 0 else "stopping",
+        kernel_error=largest_difference(got, _outputs(readable, subject)),
+        output_scale=max((float(value.abs().max()) for value in dense if value.numel()), default=0.0),
+        column_errors=errors,
+        touched=touched,
+        bandwidth_ceiling_gb_per_s=machine.read_gb_per_s,
+        matmul_ceiling_gflop_per_s=machine.matmul(name_of(subject.dtype)),
+        accuracy_dense=_accuracy(subject.model, judged),
+        accuracy_ours=_accuracy(ours, judged),
+        examples=len(judged.labels) if judged else 0,
+    )
+
+
+def best_inner(
+    timed: Interleaved, errors: Mapping[str, float], wrong: float
+) -> tuple[str, dict[str, Timing], dict[str, float]]:
+    """The fastest of ours: its inner setting, all columns with it as ``ours``, and the medians of all of ours.
+
+    Args:
+        timed: with a column ``ours/<inner>`` for each inner setting.
+        errors: by the same names; ours/<inner> with an error above ``wrong`` is out.
+        wrong: share of the outputs' norm.
+
+    Raises:
+        ExpruneError: under no inner setting are the outputs right.
+    """
+    ours = {inner: timed.columns[f"{OURS}/{inner}"] for inner in INNER}
+    right = [inner for inner in ours if errors[f"{OURS}/{inner}"] <= wrong]
+    if not right:
+        found = ", ".join(f"{inner} {errors[f'{OURS}/{inner}']:.1g}" for inner in ours)
+        raise ExpruneError(
+            f"the compiled staged graph computes something else than the same graph uncompiled: errors {found}",
+            hint="this is a bug, of the fused operators or of torch.compile",
+        )
+    inner = min(right, key=lambda name: ours[name].median)
+    columns = {name: timed.columns[name] for name in DENSE} | {OURS: ours[inner]}
+    return inner, columns, {name: timing.median for name, timing in ours.items()}
+
+
+def _columns(subject: Subject, ours: fx.GraphModule, say: Say) -> list[Column]:
+    example = subject.inputs[0]
+    columns = [eager(subject.model)]
+    wanted: Mapping[str, tuple[nn.Module, str]] = {
+        **{inner: (subject.model, inner) for inner in INNER},
+        **{f"{OURS}/{inner}": (ours, inner) for inner in INNER},
+    }
+    for name, (model, inner) in wanted.items():
+        say(f"compiling {name}")
+        columns.append(compiled(model, name, inner, example))
+    return columns
+
+
+def _outputs(call: Callable[..., object], subject: Subject) -> list[Tensor]:
+    """All output tensors on all inputs, in float32."""
+    with torch.no_grad():
+        leaves = [leaf for args in subject.inputs for leaf in pytree.tree_leaves(call(*args))]
+    return [leaf.float() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def largest_difference(got: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest absolute difference of any element."""
+    pairs = zip(got, expected, strict=True)
+    return max((float((left - right).abs().max()) for left, right in pairs if left.numel()), default=0.0)
+
+
+def relative_error(got: list[Tensor], expected: list[Tensor]) -> float:
+    """The norm of the difference over the norm of what is expected, all outputs together."""
+    difference = sum(float((left - right).double().square().sum()) for left, right in zip(got, expected, strict=True))
+    whole = sum(float(value.double().square().sum()) for value in expected)
+    return math.sqrt(difference / whole) if whole > 0 else math.sqrt(difference)
+
+
+def _accuracy(model: Any, held_out: HeldOut | None) -> float | None:
+    if held_out is None:
+        return None
+    return accuracy(model, held_out.images, held_out.labels, _ACCURACY_BATCH)
