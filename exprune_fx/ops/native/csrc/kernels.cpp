@@ -1,0 +1,160 @@
+// The kernels of one instruction set: compiled once for each value of EXPRUNE_ISA.
+#if EXPRUNE_ISA == 5
+#define EXPRUNE_ISA_NAMESPACE avx512
+#elif EXPRUNE_ISA == 2
+#define EXPRUNE_ISA_NAMESPACE avx2
+#else
+#define EXPRUNE_ISA_NAMESPACE portable
+#endif
+
+#include "across_neurons.h"
+#include "across_pixels.h"
+#include "images.h"
+#include "second.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA_NAMESPACE {
+namespace {
+
+
+constexpr int64_t kFewPixels = 4;   // of an image: up to this many, a piece of work is some neurons at every pixel
+constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
+constexpr int64_t kChunk = 48;      // neurons: whole cache lines of results, whole register tiles of the head
+
+// How a site is cut into pieces of work.
+struct Cut {
+  const Site* site;
+  int64_t tile_pixels, tiles;
+  int64_t chunk_outputs, chunks;
+  int64_t panel_numbers;  // of one tile
+  float* panels;          // [tiles, panel_numbers], of a head in pixel lanes
+};
+
+void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
+  const int64_t first = index * cut.tile_pixels, rest = cut.site->pixels - first;
+  fill(tile, first, static_cast<int>(rest < cut.tile_pixels ? rest : cut.tile_pixels));
+}
+
+void panel_piece(const void* context, int64_t index) {
+  const Cut& cut = *static_cast<const Cut*>(context);
+  Tile tile(*cut.site);
+  fill_tile(cut, index, tile);
+  fill_panel(tile, cut.panels + index * cut.panel_numbers);
+}
+
+void tile_piece(const void* context, int64_t index) {
+  const Cut& cut = *static_cast<const Cut*>(context);
+  const Site& site = *cut.site;
+  const int64_t tile_index = index / cut.chunks, first = index % cut.chunks * cut.chunk_outputs;
+  const int64_t end = first + cut.chunk_outputs, last = end < site.outputs ? end : site.outputs;
+  Tile tile(site);
+  fill_tile(cut, tile_index, tile);
+  const float* panel = cut.panels ? cut.panels + tile_index * cut.panel_numbers : nullptr;
+  with_type(site.dtype, [&]<class T>(T*) {
+    Alive alive;
+    neurons<T>(tile, first, last, panel, alive);
+  });
+}
+
+void few_pixels_piece(const void* context, int64_t index) {
+  const Cut& cut = *static_cast<const Cut*>(context);
+  const Site& site = *cut.site;
+  const int64_t first = index * cut.chunk_outputs, end = first + cut.chunk_outputs;
+  const int64_t last = end < site.outputs ? end : site.outputs;
+  for (int64_t p = 0; p < site.pixels; ++p) {
+    const Pixel pixel = pixel_at(site, p);
+    with_type(site.dtype, [&]<class T>(T*) { neurons_at<T>(site, pixel, first, last); });
+  }
+}
+
+int64_t head_numbers(const Site& site) {
+  const Segment& head = site.segments[0];
+  int64_t numbers = 0;
+  for (int32_t r = 0; r < head.of_row[site.geometry.kernel_rows]; ++r) numbers += head.runs[r].length;
+  return numbers;
+}
+
+bool few_pixels(const Site& site) {
+  const Geometry& g = site.geometry;
+  const bool one_row = g.rows_in == 1 && g.columns_in == 1;  // a linear layer: its rows of input are the pixels
+  return (one_row ? g.images : g.rows_out * g.columns_out) <= kFewPixels;
+}
+
+void site(const Site& site, const Host& host) {
+  if (site.pixels == 0 || site.outputs == 0) return;
+  if (few_pixels(site)) {
+    const Cut cut{&site, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
+    return host.parallel(cut.chunks, few_pixels_piece, &cut);
+  }
+  const int64_t most = site.head_in_pixel_lanes ? kLaneTile : kTile;
+  const int64_t tile_pixels = site.pixels < most ? site.pixels : most;
+  const int64_t tiles = divide_up(site.pixels, tile_pixels);
+  const int64_t wanted = divide_up(kPieces, tiles);
+  const int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
+  Cut cut{&site, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, nullptr};
+  if (site.head_in_pixel_lanes) {
+    cut.panel_numbers = head_numbers(site) * kLaneTile;
+    const int64_t bytes = cut.panel_numbers * cut.tiles * static_cast<int64_t>(sizeof(float));
+    cut.panels = static_cast<float*>(host.scratch(kPanels, bytes));
+    host.parallel(cut.tiles, panel_piece, &cut);
+  }
+  host.parallel(cut.tiles * cut.chunks, tile_piece, &cut);
+}
+
+struct SecondCut {
+  const SecondLayer* layer;
+  int64_t columns, chunks;
+};
+
+void second_piece(const void* context, int64_t index) {
+  const SecondCut& cut = *static_cast<const SecondCut*>(context);
+  const SecondLayer& layer = *cut.layer;
+  const int64_t first = index % cut.chunks * cut.columns, end = first + cut.columns;
+  const int64_t row = index / cut.chunks * kRows, last_row = row + kRows;
+  with_type(layer.dtype, [&]<class T>(T*) {
+    second_columns<T>(layer, first, end < layer.outputs ? end : layer.outputs, row,
+                      last_row < layer.rows ? last_row : layer.rows);
+  });
+}
+
+void second_layer(const SecondLayer& layer, const Host& host) {
+  if (layer.rows == 0) return;
+  const int64_t columns = divide_up(divide_up(layer.outputs, divide_up(layer.outputs, kColumns) * 2), 32) * 32;
+  const SecondCut cut{&layer, columns, divide_up(layer.outputs, columns)};
+  host.parallel(cut.chunks * divide_up(layer.rows, kRows), second_piece, &cut);
+}
+
+void value_piece(const void* context, int64_t index) {
+  const ValueBranch& branch = *static_cast<const ValueBranch*>(context);
+  const int64_t first = index * kUnits, end = first + kUnits;
+  for (int64_t row = 0; row < branch.rows; ++row) {
+    with_type(branch.dtype, [&]<class T>(T*) {
+      value_units<T>(branch, row, first, end < branch.hidden_size ? end : branch.hidden_size);
+    });
+  }
+}
+
+void value_branch(const ValueBranch& branch, const Host& host) {
+  host.parallel(divide_up(branch.hidden_size, kUnits), value_piece, &branch);
+}
+
+}  // namespace
+}  // namespace EXPRUNE_ISA_NAMESPACE
+
+#define EXPRUNE_STRING(x) #x
+#define EXPRUNE_NAME(x) EXPRUNE_STRING(x)
+
+#if EXPRUNE_ISA == 5
+const Kernels& avx512_kernels() {
+#elif EXPRUNE_ISA == 2
+const Kernels& avx2_kernels() {
+#else
+const Kernels& portable_kernels() {
+#endif
+  using namespace EXPRUNE_ISA_NAMESPACE;
+  static const Kernels kernels{EXPRUNE_NAME(EXPRUNE_ISA_NAMESPACE), widen_image, dense_pixels, input_norms, site,
+                               value_branch, second_layer};
+  return kernels;
+}
+
+}  // namespace exprune

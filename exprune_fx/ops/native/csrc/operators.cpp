@@ -1,0 +1,280 @@
+// The fused operators: schemas, registration, and the way from tensors to kernels.
+#include <atomic>
+#include <cstdlib>
+
+#include "arguments.h"
+
+namespace exprune {
+
+namespace {
+
+// --- threads and memory ---------------------------------------------------------------------------------------------
+
+void share_out(int64_t pieces, Piece piece, const void* context) {
+  const int64_t available = torch::stable::get_num_threads();
+  const int64_t threads = available < pieces ? available : pieces;
+  if (threads <= 1) {
+    for (int64_t i = 0; i < pieces; ++i) piece(context, i);
+    return;
+  }
+  std::atomic<int64_t> next{0};  // pieces differ in work: whoever is free takes the next
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t i = next.fetch_add(1); i < pieces; i = next.fetch_add(1)) piece(context, i);
+    }
+  });
+}
+
+// Kept from call to call by each thread that calls operators: fresh pages would cost more than some kernels.
+struct Scratch {
+  void* data[kPurposes] = {};
+  int64_t bytes[kPurposes] = {};
+  ~Scratch() {
+    for (void* p : data) std::free(p);
+  }
+};
+
+void* scratch(int purpose, int64_t bytes) {
+  thread_local Scratch kept;
+  if (kept.bytes[purpose] < bytes) {
+    std::free(kept.data[purpose]);
+    kept.bytes[purpose] = 0;
+    const size_t rounded = static_cast<size_t>((bytes + 63) / 64 * 64);
+    kept.data[purpose] = std::aligned_alloc(64, rounded);
+    STD_TORCH_CHECK(kept.data[purpose] != nullptr, "exprune: no memory for ", rounded, " bytes");
+    kept.bytes[purpose] = static_cast<int64_t>(rounded);
+  }
+  return kept.data[purpose];
+}
+
+// --- instruction sets -----------------------------------------------------------------------------------------------
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+const Kernels* best_of(const std::string& most) {
+#ifdef EXPRUNE_X86
+  __builtin_cpu_init();
+  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (five && (most.empty() || most == "avx512")) return &avx512_kernels();
+  if (two && most != "portable") return &avx2_kernels();
+#else
+  (void)most;
+#endif
+  return &portable_kernels();
+}
+
+void choose(std::string most) {
+  STD_TORCH_CHECK(most.empty() || most == "avx512" || most == "avx2" || most == "portable",
+                  "exprune: unknown instruction set '", most, "': one of avx512, avx2, portable");
+  chosen = best_of(most);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  if (!chosen) {
+    const char* most = std::getenv("EXPRUNE_ISA");
+    choose(most ? most : "");
+  }
+  return *chosen;
+}
+
+const Host& host() {
+  static const Host kept{share_out, scratch};
+  return kept;
+}
+
+namespace {
+
+std::string kernels_isa() { return kernels().name; }
+
+// --- linear ---------------------------------------------------------------------------------------------------------
+
+Tensor rows_of(const Tensor& x, int64_t features) {
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == features, "exprune: input and weight differ in features");
+  return torch::stable::reshape(x, {features ? numel(x) / features : 0, features});
+}
+
+Sizes with_last(const Tensor& x, int64_t last) {
+  Sizes sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = last;
+  return sizes;
+}
+
+// A weight [outputs, features] as [outputs, features, 1, 1].
+Tensor as_taps(const Tensor& weight) { return torch::stable::unsqueeze(torch::stable::unsqueeze(weight, 2), 3); }
+
+Tensor row_major(const Tensor& weight) {
+  return weight.strides()[1] == 1 ? weight : torch::stable::contiguous(weight);
+}
+
+struct LinearSite {
+  Tensor rows;
+  Built built;
+};
+
+void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const Maybe& bias, Head head, int64_t block,
+                  const std::string& activation) {
+  STD_TORCH_CHECK(weight.dim() == 2 && block >= 1, "exprune: a linear weight is [outputs, features]");
+  made.rows = rows_of(x, weight.size(1));
+  const auto strides = made.rows.strides();
+  const int64_t rows = made.rows.size(0);
+  const Source source{dtype_of(made.rows, "the input"), made.rows.data_ptr(), strides[0], 0, 0, strides[1]};
+  const Geometry geometry{rows, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1};
+  if (head.up.has_value()) head.up = as_taps(row_major(*head.up));
+  build(made.built, source, geometry, as_taps(row_major(weight)), bias, head, block, activation);
+}
+
+Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
+                          int64_t block, std::string guard, double number, Maybe limits, std::string activation) {
+  LinearSite made;
+  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
+  Site& site = made.built.site;
+  Tensor result = torch::stable::new_zeros(x, with_last(x, site.outputs));
+  if (residual.has_value()) {
+    STD_TORCH_CHECK(numel(*residual) == site.pixels * site.outputs, "exprune: the residual must have the result's shape");
+    const Tensor wide = torch::stable::contiguous(torch::stable::to(*residual, ScalarType::Float));
+    made.built.residual = wide;
+    site.residual = static_cast<const float*>(wide.data_ptr());
+    site.residual_image = site.outputs;
+    site.residual_output = 1;
+  }
+  site.result = result.data_ptr();
+  kernels().site(site, host());
+  return result;
+}
+
+// --- feed-forward blocks --------------------------------------------------------------------------------------------
+
+int64_t bytes_of(Dtype dtype) { return dtype == Dtype::Float32 ? 4 : 2; }
+
+void* hidden_of(LinearSite& made) {
+  Site& site = made.built.site;
+  const int64_t bytes = site.pixels * site.outputs * bytes_of(site.dtype);
+  void* hidden = scratch(kHidden, bytes);
+  std::memset(hidden, 0, static_cast<size_t>(bytes));
+  site.result = hidden;
+  kernels().site(site, host());
+  return hidden;
+}
+
+Tensor second_half(const Tensor& x, const LinearSite& made, const void* hidden, const Tensor& weight, const Maybe& bias) {
+  const Site& site = made.built.site;
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == site.outputs,
+                  "exprune: the second weight must read the hidden units");
+  STD_TORCH_CHECK(dtype_of(weight, "the second weight") == site.dtype, "exprune: the weights differ in dtype");
+  const Tensor transposed = row_major(torch::stable::transpose(weight, 0, 1));
+  const std::vector<float> wide_bias = widened(bias, weight.size(0), "the second bias");
+  Tensor result = torch::stable::new_empty(x, with_last(x, weight.size(0)));
+  const SecondLayer layer{site.dtype, site.pixels, site.outputs, weight.size(0), hidden,
+                          {transposed.data_ptr(), transposed.strides()[0]},
+                          bias.has_value() ? wide_bias.data() : nullptr, result.data_ptr()};
+  kernels().second_layer(layer, host());
+  return result;
+}
+
+Tensor staged_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
+                  std::string guard, double number, Maybe limits, std::string activation, Tensor weight_out,
+                  Maybe bias_out) {
+  LinearSite made;
+  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
+  return second_half(x, made, hidden_of(made), weight_out, bias_out);
+}
+
+Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
+                        std::string guard, double number, Maybe limits, std::string activation, Tensor weight_value,
+                        Maybe bias_value, Tensor weight_out, Maybe bias_out) {
+  LinearSite made;
+  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
+  const Site& site = made.built.site;
+  STD_TORCH_CHECK(weight_value.dim() == 2 && weight_value.size(0) == site.outputs &&
+                      weight_value.size(1) == site.input.channels,
+                  "exprune: the value branch must have the gate's shape");
+  STD_TORCH_CHECK(dtype_of(weight_value, "the value branch") == site.dtype, "exprune: the weights differ in dtype");
+  void* hidden = hidden_of(made);
+  const Tensor value = row_major(weight_value);
+  const std::vector<float> wide_bias = widened(bias_value, site.outputs, "the value branch's bias");
+  const ValueBranch branch{site.dtype, site.pixels, site.outputs, site.input.channels, site.input.data,
+                           {value.data_ptr(), value.strides()[0]},
+                           bias_value.has_value() ? wide_bias.data() : nullptr, hidden};
+  kernels().value_branch(branch, host());
+  return second_half(x, made, hidden, weight_out, bias_out);
+}
+
+// --- convolution ----------------------------------------------------------------------------------------------------
+
+int64_t size_out(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
+                          std::string guard, double number, Maybe limits, Sizes stride, Sizes padding, Sizes dilation,
+                          int64_t groups, std::string activation) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "exprune: input and weight must have four dimensions");
+  STD_TORCH_CHECK(groups == 1, "exprune: the kernels hold no grouped convolution");
+  STD_TORCH_CHECK(x.size(1) == weight.size(1), "exprune: input and weight differ in channels");
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                  "exprune: stride, padding and dilation are pairs");
+  Geometry g{};
+  g.images = x.size(0);
+  g.rows_in = x.size(2), g.columns_in = x.size(3);
+  g.kernel_rows = weight.size(2), g.kernel_columns = weight.size(3);
+  g.stride_rows = stride[0], g.stride_columns = stride[1];
+  g.padding_rows = padding[0], g.padding_columns = padding[1];
+  g.dilation_rows = dilation[0], g.dilation_columns = dilation[1];
+  g.rows_out = size_out(g.rows_in, g.kernel_rows, stride[0], padding[0], dilation[0]);
+  g.columns_out = size_out(g.columns_in, g.kernel_columns, stride[1], padding[1], dilation[1]);
+  STD_TORCH_CHECK(g.rows_out > 0 && g.columns_out > 0, "exprune: the kernel is larger than the padded input");
+  const auto strides = x.strides();
+  const Source source{dtype_of(x, "the input"), x.data_ptr(), strides[0], strides[2], strides[3], strides[1]};
+  Built built;
+  Site& site = built.site;
+  build(built, source, g, weight, bias, {down, up, stages, guard, number, limits}, 1, activation);
+  const Tensor pixels = torch::stable::new_zeros(x, {g.images, g.rows_out, g.columns_out, site.outputs});
+  if (residual.has_value()) {
+    const Tensor wide = torch::stable::to(*residual, ScalarType::Float);
+    STD_TORCH_CHECK(wide.dim() == 4 && wide.size(0) == g.images && wide.size(1) == site.outputs &&
+                        wide.size(2) == g.rows_out && wide.size(3) == g.columns_out,
+                    "exprune: the residual must have the result's shape");
+    const auto of = wide.strides();
+    built.residual = wide;
+    site.residual = static_cast<const float*>(wide.data_ptr());
+    site.residual_image = of[0], site.residual_output = of[1], site.residual_row = of[2], site.residual_column = of[3];
+  }
+  site.result = pixels.data_ptr();
+  kernels().site(site, host());
+  return torch::stable::transpose(torch::stable::transpose(pixels, 1, 3), 2, 3);  // [images, outputs, rows, columns]
+}
+
+}  // namespace
+}  // namespace exprune
+
+#define EXPRUNE_HEAD "Tensor? down, Tensor? up, int[] stages, "
+#define EXPRUNE_GUARD "str guard, float number, Tensor? limits, "
+
+STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
+  library.def("kernels_isa() -> str");
+  library.def("_force_isa(str isa) -> ()");
+  library.def("staged_linear_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD
+              "int block, " EXPRUNE_GUARD "str activation) -> Tensor");
+  library.def("staged_conv2d_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD EXPRUNE_GUARD
+              "int[] stride, int[] padding, int[] dilation, int groups, str activation) -> Tensor");
+  library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
+              "str activation, Tensor weight_out, Tensor? bias_out) -> Tensor");
+  library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
+              "str activation, Tensor weight_value, Tensor? bias_value, Tensor weight_out, Tensor? bias_out) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(exprune, CompositeExplicitAutograd, library) {
+  library.impl("kernels_isa", TORCH_BOX(&exprune::kernels_isa));
+  library.impl("_force_isa", TORCH_BOX(&exprune::choose));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(exprune, CPU, library) {
+  library.impl("staged_linear_relu", TORCH_BOX(&exprune::staged_linear_relu));
+  library.impl("staged_conv2d_relu", TORCH_BOX(&exprune::staged_conv2d_relu));
+  library.impl("staged_ffn", TORCH_BOX(&exprune::staged_ffn));
+  library.impl("staged_gated_ffn", TORCH_BOX(&exprune::staged_gated_ffn));
+}

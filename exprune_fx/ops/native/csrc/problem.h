@@ -1,0 +1,136 @@
+// What a kernel is asked, as plain data: the operators fill it in, the kernels of every instruction set read it.
+#pragma once
+
+#include <stdint.h>
+
+namespace exprune {
+
+enum class Dtype : int { Float32, BFloat16, Half };
+enum class GuardKind : int { None, Threshold, StatsTest, FinitePopulation, Calibrated, Bound };
+enum class Activation : int { Relu, Relu6, ReluSquared };
+
+// A run of neighbouring numbers that a neuron reads, in its receptive field and in its row of weights.
+struct Run {
+  int64_t input;   // offset from the receptive field's first number
+  int64_t weight;  // offset from the row's first number
+  int64_t length;
+};
+
+// The runs of one segment of the terms (head, between two stages, tail), by kernel row.
+struct Segment {
+  const Run* runs;
+  const int32_t* of_row;  // [kernel_rows + 1]: runs of kernel row ky are of_row[ky] .. of_row[ky + 1]
+};
+
+// A matrix of rows, one a neuron, of any of the dtypes.
+struct Rows {
+  const void* data;
+  int64_t stride;  // elements from one row to the next
+};
+
+// Where the numbers lie that a segment reads: [images, height, width, channels], float32, padded, channels last.
+struct Image {
+  const float* data;
+  int64_t channels, width, height;  // with the padding
+};
+
+struct Geometry {
+  int64_t images;
+  int64_t kernel_rows, kernel_columns;
+  int64_t rows_out, columns_out;
+  int64_t stride_rows, stride_columns;
+  int64_t padding_rows, padding_columns;
+  int64_t dilation_rows, dilation_columns;
+  int64_t rows_in, columns_in;  // without the padding
+};
+
+struct Guard {
+  GuardKind kind;
+  float number;           // threshold or quantile
+  const float* limits;    // Calibrated: [stages, outputs]; Bound: [stages, 2, outputs]
+  const int64_t* seen;    // [stages], terms
+  int64_t terms, elements;
+  const float* input_norms;  // Bound: [stages + 1, pixels]: of what each stage has not seen, and of the whole input
+};
+
+// One site: neurons x pixels. A linear layer is a convolution with one tap, its rows of input being the pixels.
+struct Site {
+  Dtype dtype;  // of the weights
+  Geometry geometry;
+  int64_t outputs, pixels;
+  Rows weight, head_weight;    // the same, unless the head is principal
+  Image input, head_input;     // the same, unless the head is principal
+  int64_t stages;              // 0: no head
+  bool principal;
+  bool head_in_pixel_lanes;    // the head is a matrix product over whole images
+  int64_t block;               // numbers in one term (linear)
+  const Segment* segments;     // [stages + 1]; the last is the tail
+  Guard guard;
+  Activation activation;
+  const float* bias;           // [outputs] or null
+  const float* residual;       // float32 or null
+  int64_t residual_image, residual_row, residual_column, residual_output;  // strides
+  void* result;                // [pixels, outputs], dtype; zero beforehand
+};
+
+// out[row, :] = sum over j of hidden[row, j] * weight[j, :] + bias, reading the rows of weight whose hidden is not zero.
+struct SecondLayer {
+  Dtype dtype;
+  int64_t rows, hidden_size, outputs;
+  const void* hidden;       // [rows, hidden_size]
+  Rows weight;              // [hidden_size, outputs]
+  const float* bias;        // [outputs] or null
+  void* result;             // [rows, outputs]
+};
+
+// hidden[row, j] *= input[row, :] . weight[j, :] + bias[j] where it is not zero.
+struct ValueBranch {
+  Dtype dtype;
+  int64_t rows, hidden_size, features;
+  const float* input;       // [rows, features]
+  Rows weight;              // [hidden_size, features]
+  const float* bias;        // [hidden_size] or null
+  void* hidden;             // [rows, hidden_size]
+};
+
+// The operator's input, of any dtype and strides (in elements).
+struct Source {
+  Dtype dtype;
+  const void* data;
+  int64_t image, row, column, channel;  // strides
+};
+
+// Work shared out in pieces: `piece(context, i)` for i in [0, pieces), each once, on any thread.
+using Piece = void (*)(const void* context, int64_t index);
+
+// What a kernel needs of whoever calls it.
+struct Host {
+  void (*parallel)(int64_t pieces, Piece piece, const void* context);
+  // Memory for one purpose, 64-byte aligned; it is the caller's until the same purpose is asked for again.
+  void* (*scratch)(int purpose, int64_t bytes);
+};
+
+enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kNorms, kPurposes };
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  // to = the source, widened, with a border of zeros.
+  void (*widen_image)(const Source& source, const Geometry& geometry, float* to, const Image& layout, const Host& host);
+  // to[pixel, :] = rows * from[pixel, :] at every pixel inside the padding; the border is left alone.
+  void (*dense_pixels)(const Image& from, const Geometry& geometry, Dtype dtype, const Rows& rows, float* to,
+                       const Image& layout, const Host& host);
+  // Bound's input norms, [stages + 1, pixels].
+  void (*input_norms)(const Site& site, float* norms, const Host& host);
+  void (*site)(const Site& site, const Host& host);
+  void (*value_branch)(const ValueBranch& branch, const Host& host);
+  void (*second_layer)(const SecondLayer& layer, const Host& host);
+};
+
+const Kernels& portable_kernels();
+#ifdef EXPRUNE_X86
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+}  // namespace exprune

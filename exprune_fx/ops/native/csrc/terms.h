@@ -1,0 +1,46 @@
+// Terms one by one, for the guards that need the sum of their squares.
+#pragma once
+
+#include "dot.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA_NAMESPACE {
+
+EXPRUNE_INLINE bool needs_squares(const Guard& guard) {
+  return guard.kind == GuardKind::StatsTest || guard.kind == GuardKind::FinitePopulation;
+}
+
+// Adds one segment's terms and their squares, a lane a term: a term is a channel's sum over the taps (runs are one a
+// tap, alike in length), or `block` neighbouring numbers of a linear layer.
+template <class T>
+static inline void terms_of(const Site& site, const Segment& segment, const float* field, const T* row, Vec& sum,
+                            Vec& squares) {
+  const int32_t begin = segment.of_row[0], end = segment.of_row[site.geometry.kernel_rows];
+  const int64_t length = segment.runs[begin].length;
+  if (site.block > 1) {
+    const Run& run = segment.runs[begin];
+    for (int64_t i = 0; i < length; i += site.block) {
+      float term = 0;
+      for (int64_t e = 0; e < site.block; ++e) term += field[run.input + i + e] * widen(row[run.weight + i + e]);
+      const float lane[1] = {term};
+      const Vec one = load_first(lane, 1);
+      sum = sum + one;
+      squares = fma(one, one, squares);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < length; i += W) {
+    const int count = static_cast<int>(length - i < W ? length - i : W);
+    Vec term = zero();
+    for (int32_t r = begin; r < end; ++r) {
+      const float* x = field + segment.runs[r].input + i;
+      const T* w = row + segment.runs[r].weight + i;
+      term = count == W ? fma(load(x), load(w), term) : fma(load_first(x, count), load_first(w, count), term);
+    }
+    sum = sum + term;
+    squares = fma(term, term, squares);
+  }
+}
+
+}  // namespace EXPRUNE_ISA_NAMESPACE
+}  // namespace exprune
