@@ -88,9 +88,10 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     groups = symmetries(dense)
     record = StagedRecord(plan, dense, find_sites(dense, groups), groups)
     plan.check_fits(record.sites)
-    staged = _stage(record)
-    if lower and (plan.staged or plan.skipping) and native.available():
-        staged = run_pipeline(staged, lowering(record))
+    if not (lower and (plan.staged or plan.skipping) and native.available()):
+        staged = _stage(record)
+    else:
+        staged = lowered_form(record)
         record = replace(record, dense=_with_tensors_of(dense, staged))
     if staged is dense:
         staged = copy_graph_module(dense)
@@ -98,15 +99,16 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     return staged
 
 
-def lowering(record: StagedRecord) -> tuple[Pass, ...]:
-    """The passes that bring a readable staged graph to fused operators."""
-    skipping = {entry.site for entry in record.plan.skipping}
-    return (
+def lowered_form(record: StagedRecord) -> fx.GraphModule:
+    """The staged graph with fused operators, which must be there; it has no record yet."""
+    skipping = tuple(entry.site for entry in record.plan.skipping)
+    lowering: tuple[Pass, ...] = (
         ReshapeViewsPass(),
         LowerSitesPass(),
-        FuseFeedForwardPass(tuple(site for site in record.sites if site.name in skipping)),
+        FuseFeedForwardPass(record.sites, skipping),
         PackWeightsPass(),
     )
+    return run_pipeline(_stage(record), lowering)
 
 
 def readable_form(gm: fx.GraphModule) -> fx.GraphModule:

@@ -24,25 +24,26 @@ class FuseFeedForwardPass:
 
     Requires: lowered sites, and the fused operators registered.
     Ensures: the same values to rounding. Matches only where the site has no residual and its activation has this one
-    use, where gate and value read the same input, and where all weights have one dtype; sites named in ``unstaged`` are
-    joined as they are, with no head.
+    use, where gate and value read the same input, where all weights have one dtype, and where the second layer is no
+    site of its own; sites named in ``unstaged`` are joined as they are, with no head.
     Not valid after: nothing.
 
     Attributes:
-        unstaged: dense sites whose zeros alone are worth skipping.
+        sites: of the graph before staging.
+        unstaged: names of dense sites whose zeros alone are worth skipping.
     """
 
     name: ClassVar[str] = "fuse-feed-forward"
 
-    unstaged: tuple[Site, ...] = ()
+    sites: tuple[Site, ...] = ()
+    unstaged: tuple[str, ...] = ()
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """Joins every match of a copy."""
-        sites = {site.activation_node: site for site in self.unstaged}
-        if not any(_match(node, sites) for node in gm.graph.nodes):
+        if not self._matches(gm):
             return PassResult(gm, changed=False, edits=0)
         result = copy_graph_module(gm)
-        matches = [found for node in result.graph.nodes if (found := _match(node, sites)) is not None]
+        matches = self._matches(result)
         for found in matches:
             weight, bias = _parameters(found.linear)
             made = insert_call(
@@ -58,6 +59,14 @@ class FuseFeedForwardPass:
         remove_dead(result)
         recompile(result)
         return PassResult(result, changed=True, edits=len(matches))
+
+    def _matches(self, gm: fx.GraphModule) -> list[_Match]:
+        unstaged = {site.activation_node: site for site in self.sites if site.name in self.unstaged}
+        reductions = {site.node for site in self.sites}
+        seconds = [
+            node for node in gm.graph.nodes if is_call(node, aten.linear.default) and node.name not in reductions
+        ]
+        return [found for node in seconds if (found := _match(node, unstaged)) is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +85,18 @@ def _parameters(linear: fx.Node) -> tuple[Argument, Argument]:
 
 
 def _match(linear: fx.Node, unstaged: dict[str, Site]) -> _Match | None:
-    if not is_call(linear, aten.linear.default):
-        return None
     hidden, weight = linear.args[0], linear.args[1]
     if not isinstance(hidden, fx.Node) or len(hidden.users) != 1:
         return None
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not _one_dtype(hidden, linear):
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     if is_call(hidden, exprune.gated_linear.default):
-        return _gated(linear, hidden)
-    if hidden.name in unstaged:
-        return _unstaged(linear, unstaged[hidden.name])
-    return _plain(linear, hidden)
+        found = _gated(linear, hidden)
+    elif hidden.name in unstaged:
+        found = _unstaged(linear, unstaged[hidden.name])
+    else:
+        found = _plain(linear, hidden)
+    return found if found is not None and _kernels_hold(found) else None
 
 
 def _plain(linear: fx.Node, hidden: fx.Node) -> _Match | None:
@@ -99,7 +108,7 @@ def _plain(linear: fx.Node, hidden: fx.Node) -> _Match | None:
 
 def _gated(linear: fx.Node, product: fx.Node) -> _Match | None:
     gate, x, weight, bias = product.args
-    if not isinstance(gate, fx.Node) or len(gate.users) != 1 or not _one_dtype(product, linear):
+    if not isinstance(gate, fx.Node) or len(gate.users) != 1:
         return None
     arguments = _without_residual(gate)
     if arguments is None or arguments[0] is not x:
@@ -127,9 +136,11 @@ def _without_residual(node: fx.Node) -> tuple[Argument, ...] | None:
     return (*node.args[:3], *node.args[4:])
 
 
-def _one_dtype(first: fx.Node, second: fx.Node) -> bool:
-    """Whether all that both nodes read, and both results, have one dtype that the kernels compute in."""
-    read = [*first.all_input_nodes, first, *second.all_input_nodes, second]
-    limits = first.args[10] if is_call(first, exprune.staged_linear_relu.default) else None
-    found = {node.meta["val"].dtype for node in read if node is not limits}
-    return len(found) == 1 and found <= {torch.float32, torch.bfloat16, torch.float16}
+def _kernels_hold(found: _Match) -> bool:
+    """Whether all that is joined is on the CPU and has one dtype that the kernels compute in."""
+    limits = found.args[9]
+    given = (*found.args, *_parameters(found.linear), found.linear)
+    values = [node.meta["val"] for node in given if isinstance(node, fx.Node) and node is not limits]
+    dtypes = {value.dtype for value in values}
+    on_cpu = all(value.device.type == "cpu" for value in values)
+    return on_cpu and len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16, torch.float16}

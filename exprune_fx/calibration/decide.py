@@ -1,0 +1,103 @@
+"""Turns what candidates do, and what they take, into the plan's entry for a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from exprune_fx.calibration.counting import Outcome
+from exprune_fx.calibration.fit import Thresholds
+from exprune_fx.calibration.request import Request
+from exprune_fx.plan import Array, SitePlan, SiteTiming
+from exprune_fx.sites import Site
+
+MARGIN = 0.03  # of the dense time: what staging must win at least, since timings of one run differ by as much
+LEAST_GAIN_S = 2e-6  # the dense forms are several calls where the fused one is one; a compiled graph has less of that
+
+
+def dense_entry(site: Site, reason: str) -> SitePlan:
+    """The entry of a site that stays as it is."""
+    return SitePlan(site.name, site.weight_shape, reason=f"dense: {reason}")
+
+
+def staged_entry(outcome: Outcome, thresholds: Thresholds, reason: str = "") -> SitePlan:
+    """The entry that stages a site by a candidate."""
+    candidate = outcome.candidate
+    fitted = thresholds.get(candidate.key)
+    return SitePlan(
+        site=candidate.site.name,
+        weight_shape=candidate.site.weight_shape,
+        head=candidate.head,
+        reason=reason,
+        guard=candidate.guard,
+        stages=candidate.stages,
+        thresholds=None if fitted is None else Array.of(fitted),
+        down=None if candidate.down is None else Array.of(candidate.down),
+        lift=None if candidate.lift is None else Array.of(candidate.lift),
+        alive_fraction=outcome.alive_fraction,
+        fraction_removed=1 - outcome.relative_cost,
+    )
+
+
+def decide_by_flops(site: Site, request: Request, outcomes: Sequence[Outcome], thresholds: Thresholds) -> SitePlan:
+    """The candidate with the fewest FLOPs, tests counted, or dense where none has fewer than the dense site."""
+    refusal = request.refusal(site)
+    if refusal:
+        return dense_entry(site, refusal)
+    best = min(outcomes, key=lambda outcome: outcome.relative_cost)
+    if best.relative_cost >= 1:
+        return dense_entry(
+            site, f"the best head ({best.candidate.label}) would cost {_percent(best.relative_cost)} of it"
+        )
+    return staged_entry(best, thresholds, _reason(best, outcomes, request, site))
+
+
+def _reason(best: Outcome, outcomes: Sequence[Outcome], request: Request, site: Site) -> str:
+    words = f"{best.candidate.label}: {_percent(1 - best.relative_cost)} of the FLOPs removed"
+    words += f", {100 * best.energy_lost:.2g} % of the activations' energy lost"
+    others = [outcome for outcome in outcomes if outcome.candidate.head != best.candidate.head]
+    if others:
+        other = min(others, key=lambda outcome: outcome.relative_cost)
+        removed = 1 - other.relative_cost
+        would = f"removed {_percent(removed)}" if removed > 0 else f"cost {_percent(other.relative_cost)} of it"
+        words += f"; {other.candidate.label} would have {would}"
+    elif request.wants_principal and request.no_principal(site):
+        words += f"; no principal head: {request.no_principal(site)}"
+    return words
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"
+
+
+# --- by the clock -----------------------------------------------------------------------------------------------------
+
+
+def decide_by_time(site: Site, entries: Mapping[str, SitePlan], timing: SiteTiming) -> SitePlan:
+    """The fastest candidate, or dense where it does not beat the best dense form by more than the margin.
+
+    Args:
+        site: the site.
+        entries: the candidates' entries, by the names that `timing` knows them by.
+        timing: what everything took.
+    """
+    times = f"{_milliseconds(timing.staged_s)}, {timing.dense_form} {_milliseconds(timing.dense_s)}"
+    at = f"{timing.examples} example{'s' if timing.examples > 1 else ''}, {timing.threads} thread"
+    at += "s" if timing.threads > 1 else ""
+    if not pays(timing.staged_s, timing.dense_s):
+        words = f"dense: the fastest way to stage it ({timing.staged_form}) takes {times} ({at})"
+        return SitePlan(site.name, site.weight_shape, reason=words, timing=timing)
+    chosen = entries[timing.staged_form]
+    words = f"{timing.staged_form} takes {times}: {timing.speedup:.2f} times as fast ({at})"
+    if chosen.is_staged:
+        words += f"; {_percent(chosen.fraction_removed)} of the FLOPs removed"
+    return replace(chosen, reason=words, timing=timing)
+
+
+def pays(staged_s: float, dense_s: float) -> bool:
+    """Whether a staged form is faster than a dense one by more than what timing can tell."""
+    return staged_s < dense_s * (1 - MARGIN) and staged_s < dense_s - LEAST_GAIN_S
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"

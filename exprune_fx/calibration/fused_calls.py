@@ -1,0 +1,72 @@
+"""What a lowered site calls, with its weights, ready to be timed on the site's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.graph.edits import tensor_at
+from exprune_fx.sites.site import Activation
+from exprune_fx.staging import ROLE_KEY, SITE_KEY
+
+_NAMES = {
+    "staged_linear_relu": "x weight bias residual down up stages block guard number limits activation",
+    "staged_conv2d_relu": (
+        "x weight bias residual down up stages guard number limits stride padding dilation groups activation"
+    ),
+    "staged_ffn": "x weight bias down up stages block guard number limits activation weight_out bias_out",
+    "staged_gated_ffn": (
+        "x weight bias down up stages block guard number limits activation weight_value bias_value weight_out bias_out"
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FusedCall:
+    """One fused operator of a lowered graph.
+
+    Attributes:
+        operator: its name, without the namespace.
+        target: the operator.
+        arguments: by the schema's names, weights as tensors; x and the residual are None.
+        has_residual: something is added before the activation.
+    """
+
+    operator: str
+    target: Callable[..., Tensor]
+    arguments: Mapping[str, Any]
+    has_residual: bool
+
+    @property
+    def activation(self) -> Activation:
+        """What the pre-activation meets."""
+        activation: Activation = self.arguments["activation"]
+        return activation
+
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The operator on a site's input."""
+        given: dict[str, Any] = {**self.arguments, "x": x}
+        if self.has_residual:
+            given["residual"] = residual
+        return self.target(*given.values())
+
+
+def fused_calls(gm: fx.GraphModule) -> dict[str, FusedCall]:
+    """The fused operators of a lowered graph, by the name of their site."""
+    return {node.meta[SITE_KEY]: _call_of(gm, node) for node in gm.graph.nodes if node.meta.get(ROLE_KEY) == "fused"}
+
+
+def _call_of(gm: fx.GraphModule, node: fx.Node) -> FusedCall:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    operator = node.target._schema.name.partition("::")[2]
+    arguments = dict(zip(_NAMES[operator].split(), node.args, strict=True))
+    has_residual = arguments.get("residual") is not None
+    for name, value in arguments.items():
+        if isinstance(value, fx.Node):
+            activation = name in ("x", "residual")
+            arguments[name] = None if activation else tensor_at(gm, str(value.target)).detach()
+    return FusedCall(operator, node.target, arguments, has_residual)

@@ -1,0 +1,90 @@
+"""Times walks of several steps in turn: what each step takes when the others have just used the caches."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One timed call of a walk.
+
+    Attributes:
+        key: under which its times are kept; steps of several walks may share one.
+        prepare: gives the call's arguments, in the round that it is given; not timed.
+        run: what is timed.
+    """
+
+    key: Hashable
+    prepare: Callable[[int], tuple[Any, ...]]
+    run: Callable[..., object]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How long to measure.
+
+    Attributes:
+        most: rounds; fewer, but at least `least`, where they would take longer than `budget_s`.
+        budget_s: seconds for all rounds.
+        least: never fewer than these.
+    """
+
+    most: int = 31
+    budget_s: float = 20.0
+    least: int = 5
+
+
+def medians(walks: Sequence[Sequence[Step]], rounds: Rounds, clock: Clock = time.perf_counter) -> dict[Hashable, float]:
+    """Median seconds of every step.
+
+    Each round takes each walk in turn, twice: once untimed, so that the caches hold what this walk leaves there and
+    not what another did, and once with the clock at every step. No step is called twice in a row, so that it finds its
+    weights where a model that runs again and again finds them, not in the nearest cache.
+
+    Args:
+        walks: each a sequence of steps.
+        rounds: how long.
+        clock: seconds; replaced in tests.
+    """
+    samples: defaultdict[Hashable, list[float]] = defaultdict(list)
+    start = clock()
+    with _no_collection():
+        for index in range(rounds.most):
+            for walk in walks if index % 2 == 0 else reversed(walks):
+                for step in walk:
+                    step.run(*step.prepare(index))
+                for step in walk:
+                    samples[step.key].append(_timed(step, index, clock))
+            if index + 1 >= rounds.least and (clock() - start) * (index + 2) / (index + 1) > rounds.budget_s:
+                break
+    return {key: statistics.median(taken) for key, taken in samples.items()}
+
+
+def _timed(step: Step, index: int, clock: Clock) -> float:
+    arguments = step.prepare(index)
+    start = clock()
+    step.run(*arguments)
+    return clock() - start
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in the middle of a step."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
