@@ -101,17 +101,28 @@ def check_stages(stages: object) -> None:
         )
 
 
+def check_objective(objective: object) -> Objective:
+    """The objective.
+
+    Raises:
+        PlanError: it is none.
+    """
+    if objective == "flops":
+        return "flops"
+    if objective == "latency":
+        return "latency"
+    raise PlanError(f"unknown objective {objective!r}", hint='use "flops" or "latency"')
+
+
 def check_request(request: Request) -> None:
     """Refuses what cannot be searched for.
 
     Raises:
         GuardError: the guard is none.
-        PlanError: an unknown head or objective, or one that needs kernels which are not there.
+        PlanError: an unknown head, or an objective that needs kernels which are not there.
     """
     if not isinstance(request.guard, Guard):
         raise GuardError(f"the guard is a {type(request.guard).__name__}", hint="give one, e.g. Calibrated(0.02)")
-    if request.objective not in ("flops", "latency"):
-        raise PlanError(f"unknown objective {request.objective!r}", hint='use "flops" or "latency"')
     if request.head not in ("auto", "prefix", "principal"):
         raise PlanError(f"unknown head {request.head!r}", hint='use "auto", "prefix" or "principal"')
     if request.objective == "latency" and not native.available():

@@ -16,12 +16,12 @@ from exprune_fx.calibration.fit import Thresholds, fit_thresholds
 from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.order import find_orders
 from exprune_fx.calibration.propose import make_candidates
-from exprune_fx.calibration.request import HeadChoice, Request, check_request, check_stages
+from exprune_fx.calibration.request import HeadChoice, Request, check_objective, check_request, check_stages
 from exprune_fx.errors import PlanError
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.passes.reorder_terms import ReorderTermsPass
 from exprune_fx.pipeline import normalise, record_of
-from exprune_fx.plan import Objective, Plan, SitePlan
+from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.sites import Site, find_sites
 from exprune_fx.symmetry import SymmetryReport, symmetries
 
@@ -33,7 +33,7 @@ def calibrate(
     batches: Batches,
     guard: Guard = DEFAULT_GUARD,
     stages: Sequence[float] = (1 / 8, 1 / 4, 1 / 2),
-    objective: Objective = "flops",
+    objective: str = "flops",
     *,
     head: HeadChoice = "auto",
     reorder: bool = True,
@@ -75,7 +75,8 @@ def calibrate(
         CalibrationError: batches that can be read once only, are empty, not finite, or that the model refuses.
     """
     check_stages(stages)
-    request = Request(guard, tuple(stages), head, objective)
+    aim = check_objective(objective)
+    request = Request(guard, tuple(stages), head, aim)
     check_request(request)
     _check_unstaged(gm)
     check_batches(batches)
@@ -84,21 +85,21 @@ def calibrate(
     graph = _Graph(dense, groups, find_sites(dense, groups))
     data = Data(batches, progress)
     if not graph.chosen(request):
-        return Plan(tuple(dense_entry(site, request.refusal(site)) for site in graph.sites), objective=objective)
+        return Plan(tuple(dense_entry(site, request.refusal(site)) for site in graph.sites), objective=aim)
     graph, orders = _ordered(graph, data, request) if reorder else (graph, {})
     candidates = make_candidates(data, graph.gm, graph.chosen(request), request)
     thresholds = fit_thresholds(data, graph.gm, candidates)
     outcomes: defaultdict[str, list[Outcome]] = defaultdict(list)
     for outcome in count_outcomes(data, graph.gm, candidates, thresholds).values():
         outcomes[outcome.candidate.site.name].append(outcome)
-    if objective == "flops":
+    if aim == "flops":
         entries = tuple(decide_by_flops(site, request, outcomes[site.name], thresholds) for site in graph.sites)
     else:
         given = latency.pieces_to_time(gm, batches) if latency_batch is None else [latency_batch]
         entries = _by_time(graph, request, outcomes, thresholds, given)
-    machine = latency.machine_text() if objective == "latency" else ""
+    machine = latency.machine_text() if aim == "latency" else ""
     staged = any(entry.is_staged for entry in entries)
-    return Plan(entries, orders if staged else {}, objective, data.examples, machine)
+    return Plan(entries, orders if staged else {}, aim, data.examples, machine)
 
 
 @dataclass(frozen=True, eq=False)

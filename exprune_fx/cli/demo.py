@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from exprune_fx.calibration import calibrate
-from exprune_fx.calibration.search import HeadChoice
+from exprune_fx.calibration.request import HeadChoice
 from exprune_fx.errors import DataError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, StatsTest, Threshold

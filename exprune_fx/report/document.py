@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exprune_fx.report.clock import operators_section, timings_section
 from exprune_fx.report.explained import Explained
 from exprune_fx.report.facts import SiteFacts
 from exprune_fx.report.groups import GroupFacts
@@ -27,6 +28,8 @@ def document_of(explanation: Explained) -> Document:
     sections = (
         staged_section(explanation),
         _why_so(explanation),
+        operators_section(explanation),
+        timings_section(explanation),
         _possible(explanation),
         _dense(explanation),
         _terms(explanation),

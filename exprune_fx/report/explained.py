@@ -20,6 +20,7 @@ class Explained:
         others: the matrix products and convolutions that are no site.
         groups: every symmetry group.
         orders: for each reordered group, which old member comes at each new position.
+        machine: where the plan's timings were taken, in words; "" without timings.
         graph: the graph as Python text.
     """
 
@@ -29,4 +30,5 @@ class Explained:
     others: tuple[OtherFacts, ...]
     groups: tuple[GroupFacts, ...]
     orders: Mapping[str, tuple[int, ...]]
+    machine: str
     graph: str

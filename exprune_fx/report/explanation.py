@@ -23,6 +23,7 @@ from exprune_fx.report.facts import (
     check_measurement,
     site_facts,
     site_flops,
+    with_form,
     with_measurement,
 )
 from exprune_fx.report.groups import group_facts
@@ -31,6 +32,7 @@ from exprune_fx.report.page import to_html
 from exprune_fx.report.terminal import to_rich
 from exprune_fx.report.text import to_text
 from exprune_fx.sites import Site, find_sites
+from exprune_fx.staging import ROLE_KEY, SITE_KEY
 from exprune_fx.symmetry import symmetries
 
 
@@ -94,6 +96,8 @@ def explain(gm: fx.GraphModule, measurement: Measurement | None = None) -> Expla
         plan = record.plan
     sizes = Sizes(record.dense)
     sites = _sites(record, plan, measurement, sizes)
+    ends = {node.meta[SITE_KEY]: node for node in gm.graph.nodes if node.meta.get(ROLE_KEY) in ("fused", "finish")}
+    sites = tuple(with_form(site, ends.get(site.name)) for site in sites)
     return Explanation(
         staged=plan is not None,
         totals=_totals(sites, plan, measurement, sizes),
@@ -101,6 +105,7 @@ def explain(gm: fx.GraphModule, measurement: Measurement | None = None) -> Expla
         others=other_facts(record.dense, record.sites, sizes),
         groups=group_facts(record.groups, record.plan.orders),
         orders=dict(record.plan.orders),
+        machine=record.plan.machine,
         graph=python_text(gm),
     )
 

@@ -14,8 +14,9 @@ from exprune_fx.cost import dense_flops, model_flops, size_expr
 from exprune_fx.errors import PlanError
 from exprune_fx.guards import Guard
 from exprune_fx.measurement import Measurement, SiteMeasurement
-from exprune_fx.plan import SitePlan
+from exprune_fx.plan import SitePlan, SiteTiming
 from exprune_fx.sites import Site
+from exprune_fx.staging import KEPT_KEY, ROLE_KEY
 
 Flops: TypeAlias = float | str
 """FLOPs of one example: a number, or a formula in the symbolic sizes that are left."""
@@ -49,6 +50,9 @@ class SiteFacts:
         flops_overhead: of the tests, of one example; None without a measurement.
         fraction_removed: share of the site's dense FLOPs saved, tests counted; measured, else expected.
         fraction_of_model: the site's share of the model's dense FLOPs; None where that depends on symbolic sizes.
+        operator: the fused operator that computes it, without its namespace; "" if none does.
+        kept_readable: why no fused operator does, in a graph that was lowered; else "".
+        timing: what calibration measured; None if it did not.
     """
 
     name: str
@@ -72,6 +76,9 @@ class SiteFacts:
     flops_overhead: float | None
     fraction_removed: float | None
     fraction_of_model: float | None
+    operator: str = ""
+    kept_readable: str = ""
+    timing: SiteTiming | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ def check_measurement(measurement: Measurement, staged: Mapping[str, SitePlan]) 
 
 def site_facts(site: Site, flops: sympy.Expr, sizes: Sizes, entry: SitePlan | None, examples: int) -> SiteFacts:
     """A site as planned (``entry``) on ``examples`` calibration examples, or as found."""
-    staged = entry is not None and entry.head != "dense"
+    staged = entry is not None and entry.is_staged
     guard = entry.guard if entry is not None and staged else None
     decision: Decision = "staged" if staged else "dense" if entry is not None or site.obstacle else "possible"
     return SiteFacts(
@@ -197,7 +204,18 @@ def site_facts(site: Site, flops: sympy.Expr, sizes: Sizes, entry: SitePlan | No
         flops_overhead=None,
         fraction_removed=entry.fraction_removed if entry is not None and staged else None,
         fraction_of_model=sizes.fraction(flops),
+        timing=entry.timing if entry is not None else None,
     )
+
+
+def with_form(facts: SiteFacts, node: fx.Node | None) -> SiteFacts:
+    """The same site with how a graph computes it; ``node`` is the one that gives its activation, if it is staged."""
+    if node is None:
+        return facts
+    if node.meta[ROLE_KEY] == "fused":
+        assert isinstance(node.target, torch._ops.OpOverload)
+        return replace(facts, operator=node.target._schema.name.partition("::")[2])
+    return replace(facts, kept_readable=str(node.meta.get(KEPT_KEY, "")))
 
 
 def with_measurement(facts: SiteFacts, site: SiteMeasurement, examples: int) -> SiteFacts:

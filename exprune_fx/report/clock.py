@@ -1,0 +1,52 @@
+"""What an explanation says of time: which operator computes a site, and what calibration measured."""
+
+from __future__ import annotations
+
+from exprune_fx.plan import SiteTiming
+from exprune_fx.report.explained import Explained
+from exprune_fx.report.facts import SiteFacts
+from exprune_fx.report.layout import Cell, Section, Table, columns, name_cell
+
+
+def operators_section(explanation: Explained) -> Section | None:
+    """Which fused operator computes each site, or why none does; None for a graph that was not lowered."""
+    sites = [site for site in explanation.sites if site.operator or site.kept_readable]
+    if not sites:
+        return None
+    rows = tuple((name_cell(site.name), _form(site)) for site in sites)
+    note = "Each operator has a native kernel; what stays readable is plain PyTorch that computes densely and masks."
+    return Section("Operators", (note,), Table(columns("site", "computed by"), rows))
+
+
+def _form(site: SiteFacts) -> Cell:
+    if site.operator:
+        return Cell(f"exprune.{site.operator}", mono=True)
+    return Cell(f"its readable nodes: {site.kept_readable}", tone="quiet")
+
+
+def timings_section(explanation: Explained) -> Section | None:
+    """What each site took, dense and staged, when it was calibrated; None if nothing was timed."""
+    timed = [(site, site.timing) for site in explanation.sites if site.timing is not None]
+    if not timed:
+        return None
+    rows = tuple(_timing_row(site, timing) for site, timing in timed)
+    titles = ("site", "=examples", "=threads", "fastest dense form", ">ms", "fastest staged form", ">ms", ">faster by")
+    note = (
+        f"Medians of one call, measured by calibration on {explanation.machine}; "
+        "with a site go the layers that its operator has joined to it."
+    )
+    return Section("Timings", (note,), Table(columns(*titles), rows))
+
+
+def _timing_row(site: SiteFacts, timing: SiteTiming) -> tuple[Cell, ...]:
+    kept = site.decision == "staged" or bool(site.operator)
+    return (
+        name_cell(site.name),
+        Cell(str(timing.examples)),
+        Cell(str(timing.threads)),
+        Cell(timing.dense_form),
+        Cell(f"{1e3 * timing.dense_s:.3f}"),
+        Cell(timing.staged_form),
+        Cell(f"{1e3 * timing.staged_s:.3f}"),
+        Cell(f"{timing.speedup:.2f}x", tone="good" if kept else "quiet"),
+    )
