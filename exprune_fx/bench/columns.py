@@ -12,9 +12,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch._inductor import config as inductor_config
-from torch._inductor import select_algorithm
-from torch._inductor.compile_fx import compile_fx
 from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import ExpruneError
@@ -45,6 +42,8 @@ class _Backend:
 
     def __call__(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """Compiles one graph."""
+        from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415 - takes seconds to import
+
         self.compiles += 1
         self.tensors = sum(isinstance(value, Tensor) for value in example_inputs)
         compiled = compile_fx(gm, example_inputs, config_patches=self.options)
@@ -127,10 +126,12 @@ def compiled(model: nn.Module, name: str, inner: str, example: tuple[Any, ...]) 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing of autotuning on standard error, which torch 2.13 writes to in two ways, one of them without a switch."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(inductor_config.patch(autotune_num_choices_displayed=0))
-        stack.enter_context(warnings.catch_warnings())
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script_method`", category=DeprecationWarning)
+        from torch._inductor import config, select_algorithm  # noqa: PLC0415 - takes seconds to import
+
+        stack.enter_context(config.patch(autotune_num_choices_displayed=0))
         if hasattr(select_algorithm, "_log_autotune_choices_stats"):
             stack.enter_context(mock.patch.object(select_algorithm, "_log_autotune_choices_stats"))
         yield

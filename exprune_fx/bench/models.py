@@ -18,6 +18,8 @@ from exprune_fx.calibration import calibrate
 from exprune_fx.errors import DataError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
+from exprune_fx.ops import native
+from exprune_fx.plan import Objective
 
 BUDGET = 0.01
 CALIBRATION_BATCH = 250
@@ -117,10 +119,9 @@ def _calibrated(
     gm = capture(model, (held_out.images[:2],), dynamic_shapes=({0: Dim.AUTO},))
     say(f"calibrating on {len(calibration):,} images")
     batches = [(images,) for images in calibration.to(dtype).split(CALIBRATION_BATCH)]
-    plan = calibrate(gm, batches, Calibrated(budget), objective=OBJECTIVE)
+    objective: Objective = "latency" if native.available() else "flops"
+    latency_batch = (calibration[:batch].to(dtype),)
+    plan = calibrate(gm, batches, Calibrated(budget), objective=objective, latency_batch=latency_batch)
     inputs = tuple((images.clone(),) for images in held_out.images[: TURNS * batch].split(batch))
     about = f"Calibrated({budget:g}) on {len(calibration):,} images, objective {plan.objective}"
     return Subject(name, "model", dtype, batch, model, gm, plan, inputs, about, held_out)
-
-
-OBJECTIVE = "flops"

@@ -28,6 +28,7 @@ class Row:
         spread: first and third quartile, by column.
         ours_inner: the inner setting under which ours was fastest.
         ours_inner_seconds: median of ours under each.
+        sites: how many of ours are "fused" (native kernels), "readable" (staged, but computed densely), or "dense".
         rounds: samples of each column.
         calls: calls that one sample is the mean of.
         max_error: largest difference of any output from the dense model's in eager mode, in float32.
@@ -54,6 +55,7 @@ class Row:
     spread: dict[str, tuple[float, float]]
     ours_inner: str
     ours_inner_seconds: dict[str, float]
+    sites: dict[str, int]
     rounds: int
     calls: int
     max_error: float

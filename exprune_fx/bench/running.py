@@ -18,7 +18,8 @@ from exprune_fx.bench.timing import Interleaved, Schedule, Timing, interleave
 from exprune_fx.bench.touched import count_touched
 from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
-from exprune_fx.pipeline import transform
+from exprune_fx.pipeline import record_of, transform
+from exprune_fx.staging import ROLE_KEY, SITE_KEY
 from exprune_fx.zoo import accuracy
 
 _ACCURACY_BATCH = 250
@@ -74,6 +75,7 @@ def run_subject(
         spread={name: timing.quartiles for name, timing in times.items()},
         ours_inner=inner,
         ours_inner_seconds=inner_times,
+        sites=count_forms(ours),
         rounds=timed.rounds,
         calls=timed.calls,
         max_error=largest_difference(got, dense),
@@ -114,6 +116,16 @@ def best_inner(
     inner = min(right, key=lambda name: ours[name].median)
     columns = {name: timed.columns[name] for name in DENSE} | {OURS: ours[inner]}
     return inner, columns, {name: timing.median for name, timing in ours.items()}
+
+
+def count_forms(gm: fx.GraphModule) -> dict[str, int]:
+    """How many sites of a transformed graph are fused, readable, or dense."""
+    record = record_of(gm)
+    assert record is not None
+    fused = {node.meta[SITE_KEY] for node in gm.graph.nodes if node.meta.get(ROLE_KEY) == "fused"}
+    readable = {node.meta[SITE_KEY] for node in gm.graph.nodes if node.meta.get(ROLE_KEY) == "finish"}
+    dense = len(record.sites) - len(fused) - len(readable)
+    return {"fused": len(fused), "readable": len(readable), "dense": dense}
 
 
 def _columns(subject: Subject, ours: fx.GraphModule, say: Say) -> list[Column]:

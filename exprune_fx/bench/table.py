@@ -47,8 +47,14 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         Section(f"Time a call, {threads} threads", (_TIMES_NOTE,), _times(rows)),
         Section("What was touched", (_TOUCHED_NOTE,), _touched(rows)),
         *_accuracies(rows),
-        Section("Summary", (summarise(rows).text(),)),
+        Section("Summary", (summarise(rows).text(), *_unlowered(rows))),
     ]
+
+
+def _unlowered(rows: Sequence[Row]) -> list[str]:
+    """What has to be known of ours where no kernel ran."""
+    readable = [f"{row.name} ({row.sites['readable']} sites)" for row in rows if row.sites["readable"]]
+    return [f"Staged but computed densely, without a native kernel: {', '.join(readable)}."] if readable else []
 
 
 def _times(rows: Sequence[Row]) -> Table:

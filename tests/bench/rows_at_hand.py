@@ -1,0 +1,43 @@
+"""Rows with round numbers, and a machine that goes with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from exprune_fx.bench.columns import COLUMNS
+from exprune_fx.bench.machine import Machine
+from exprune_fx.bench.rows import Row
+from exprune_fx.bench.touched import Touched
+
+MACHINE = Machine("a cpu", 2, 2, "AVX2", "2.13.0", "Linux x86_64", 20.0, 25.0, {"float32": 100.0})
+TOUCHED = Touched(flops=2e6, flops_dense=8e6, bytes=5e6, bytes_dense=10e6, stopped_fraction=0.5, zero_fraction=0.9)
+
+
+def a_row(**changes: Any) -> Row:
+    """4 ms eager, 2 ms under Inductor and 1 ms ours; everything right."""
+    times = dict(zip(COLUMNS, (4e-3, 3e-3, 2.5e-3, 2e-3, 1e-3), strict=True))
+    row = Row(
+        name="ffn",
+        kind="micro",
+        about="made up",
+        dtype="float32",
+        batch=1,
+        threads=2,
+        seconds=times,
+        spread={name: (0.9 * seconds, 1.1 * seconds) for name, seconds in times.items()},
+        ours_inner="inductor",
+        ours_inner_seconds={"inductor": 1e-3, "inductor_freezing": 1.1e-3, "inductor_max_autotune": 1.2e-3},
+        sites={"fused": 1, "readable": 0, "dense": 0},
+        rounds=9,
+        calls=4,
+        max_error=0.02,
+        error_kind="stopping",
+        kernel_error=1e-6,
+        output_scale=2.0,
+        column_errors=dict.fromkeys(("eager", *COLUMNS[1:4], "ours/inductor"), 0.0),
+        touched=TOUCHED,
+        bandwidth_ceiling_gb_per_s=25.0,
+        matmul_ceiling_gflop_per_s=100.0,
+    )
+    return replace(row, **changes)
