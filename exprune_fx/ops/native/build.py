@@ -48,6 +48,7 @@ class Unit:
 _PORTABLE = Unit("kernels.cpp", ("-DEXPRUNE_ISA=0",))
 _X86_64 = (
     Unit("operators.cpp", ("-DEXPRUNE_X86=1",)),
+    Unit("arguments.cpp"),
     _PORTABLE,
     Unit("kernels.cpp", ("-DEXPRUNE_ISA=2", "-mavx2", "-mfma", "-mf16c")),
     Unit(
@@ -59,7 +60,7 @@ _X86_64 = (
         ),
     ),
 )
-_ELSEWHERE = (Unit("operators.cpp"), _PORTABLE)
+_ELSEWHERE = (Unit("operators.cpp"), Unit("arguments.cpp"), _PORTABLE)
 
 
 def manifest(machine: str) -> tuple[Unit, ...]:

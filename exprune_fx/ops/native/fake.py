@@ -72,6 +72,7 @@ class _Site:
         self.require(self.x.dtype in DTYPES, f"x is {self.x.dtype}", f"one of {DTYPES}, or the readable form")
         self.require(self.activation in ACTIVATIONS, f"activation is {self.activation!r}", f"one of {ACTIVATIONS}")
         self.require(self.guard in GUARDS, f"guard is {self.guard!r}", f"one of {GUARDS}")
+        self.require((self.guard == "none") == (not self.stages), f"guard {self.guard!r} with stages {self.stages}")
         self.tensor("bias", self.bias, [self.weight.shape[0]])
         self._check_head()
         self._check_limits()

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from exprune_fx.ops.native.build import Unit
+import pytest
+
+from exprune_fx.errors import KernelError
+from exprune_fx.ops.native.build import Unit, find_compiler
 
 UNITS = (Unit("operators.cpp"), Unit("kernels.cpp", ("-DEXPRUNE_ISA=0",)))
 
@@ -37,6 +40,17 @@ STABLE_TORCH_LIBRARY_IMPL(exprune, CompositeExplicitAutograd, m) {
   m.impl("kernels_isa", TORCH_BOX(&kernels_isa));
 }
 """
+
+
+def _has_compiler() -> bool:
+    try:
+        find_compiler()
+    except KernelError:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler here")
 
 
 def write_sources(directory: Path) -> Path:
