@@ -1,0 +1,145 @@
+"""PackWeightsPass: the layouts that kernels read, each tensor copied once at most, and none written to."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from exprune_fx.graph import capture
+from exprune_fx.graph.printing import python_text
+from exprune_fx.guards import Bound, Calibrated
+from exprune_fx.passes.fuse_feed_forward import FuseFeedForwardPass
+from exprune_fx.passes.lower_sites import LowerSitesPass
+from exprune_fx.passes.pack_weights import PackWeightsPass
+from exprune_fx.pipeline import normalise
+from tests.passes.fused import need_operators
+from tests.passes.staging import GatedNet, ResidualNet, SquaredNet, randomised
+from tests.passes.test_lower_sites import captured, staged
+
+pytestmark = pytest.mark.usefixtures("_operators")
+
+
+@pytest.fixture(scope="module")
+def _operators() -> None:
+    need_operators()
+
+
+def fused(gm: fx.GraphModule, *, principal: bool = False) -> fx.GraphModule:
+    gm = LowerSitesPass()(
+        staged(gm, Bound() if principal else Calibrated(0.1), count=1, principal=principal)
+    ).graph_module
+    return FuseFeedForwardPass()(gm).graph_module
+
+
+def tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
+    return {**dict(gm.named_parameters()), **dict(gm.named_buffers())}
+
+
+def test_convolutions_become_channels_last_and_second_layers_columns() -> None:
+    gm, x = captured(randomised(ResidualNet()), 3, 8, 8)
+    before = fused(gm, principal=True)
+    old, text = copy.deepcopy(tensors(before)), python_text(before)
+    result = PackWeightsPass()(before)
+    after = tensors(result.graph_module)
+    assert python_text(result.graph_module) == text
+    assert set(after) == set(old)
+    for name, value in old.items():
+        assert torch.equal(after[name], value)
+        assert torch.equal(tensors(before)[name], value), "the given graph's tensors are as they were"
+        assert tensors(before)[name].stride() == value.stride()
+        if value.dim() == 4:
+            assert after[name].is_contiguous(memory_format=torch.channels_last), name
+        elif name == "fc2.weight":
+            assert after[name].stride() == (1, 5)
+        else:
+            assert after[name] is tensors(before)[name], f"{name} had its layout"
+    assert isinstance(after["fc2.weight"], nn.Parameter)
+    assert result.edits == 4  # three weights and one second layer; the second factors are made channels-last
+    assert not PackWeightsPass()(result.graph_module).changed
+    with torch.no_grad():
+        torch.testing.assert_close(result.graph_module(x), before(x), rtol=1e-5, atol=1e-5)  # another order of sums
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(SquaredNet, (6,)), (GatedNet, (7, 6))])
+def test_first_layers_and_values_stay_rows(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    before = fused(captured(randomised(kind()), *shape)[0])
+    result = PackWeightsPass()(before)
+    assert result.edits == 1
+    differing = [name for name, value in tensors(result.graph_module).items() if value is not tensors(before)[name]]
+    assert differing == ["down.weight" if kind is GatedNet else "fc3.weight"]
+
+
+def test_a_graph_without_fused_operators_is_left_alone() -> None:
+    gm, _ = captured(randomised(ResidualNet()), 3, 8, 8)
+    assert not PackWeightsPass()(gm).changed
+
+
+class _Mixed(nn.Module):
+    """A dense convolution behind a staged one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x).relu())
+        return y
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_dense_convolutions_follow_where_that_is_asked_for(asked: bool) -> None:
+    before = fused(captured(randomised(_Mixed()), 3, 8, 8)[0])
+    after = PackWeightsPass(dense_convolutions=asked)(before).graph_module
+    assert after.get_parameter("first.weight").is_contiguous(memory_format=torch.channels_last)
+    assert after.get_parameter("second.weight").is_contiguous(memory_format=torch.channels_last) is asked
+
+
+class _Tied(nn.Module):
+    """One square matrix that is the second layer of two feed-forwards, and, if asked for, the first of another."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.both = both
+        self.embed, self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.shared = nn.Parameter(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = nn.functional.linear(self.one(x).relu(), self.shared) + nn.functional.linear(
+            self.two(x).relu(), self.shared
+        )
+        if self.both:
+            y = nn.functional.linear(y, self.shared).relu()
+        out: Tensor = self.last(y)
+        return out
+
+
+def test_a_weight_that_two_nodes_read_is_copied_once() -> None:
+    result = PackWeightsPass()(fused(captured(randomised(_Tied(both=False)), 6)[0]))
+    assert result.edits == 1
+    assert result.graph_module.get_parameter("shared").stride() == (1, 16)
+
+
+def test_where_one_weight_is_wanted_in_two_layouts_the_later_node_gets_its_own() -> None:
+    gm, x = captured(randomised(_Tied(both=True)), 6)
+    before = fused(gm)
+    assert sum("staged_ffn" in str(node.target) for node in before.graph.nodes) == 3
+    after = PackWeightsPass()(before).graph_module
+    assert after.get_parameter("shared").stride() == (1, 16)
+    own = after.get_buffer("exprune.shared.rows")
+    assert own.is_contiguous()
+    assert torch.equal(own, after.get_parameter("shared"))
+    assert not PackWeightsPass()(after).changed
+    with torch.no_grad():
+        torch.testing.assert_close(after(x), before(x), rtol=1e-5, atol=1e-5)  # another order of sums
+
+
+def test_a_model_that_is_channels_last_already_is_not_copied() -> None:
+    model = randomised(_Mixed()).float().to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
+    x = torch.randn(2, 3, 8, 8)
+    gm = normalise(capture(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)))
+    assert not PackWeightsPass()(fused(gm)).changed
