@@ -92,7 +92,7 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
         staged = _stage(record)
     else:
         staged = lowered_form(record)
-        record = replace(record, dense=_with_tensors_of(dense, staged))
+        record = replace(record, dense=with_tensors_of(dense, staged))
     if staged is dense:
         staged = copy_graph_module(dense)
     staged.meta[RECORD_KEY] = record
@@ -127,7 +127,7 @@ def _stage(record: StagedRecord) -> fx.GraphModule:
     return run_pipeline(record.dense, (StageSitesPass(record.plan), SkipGatedRowsPass()))
 
 
-def _with_tensors_of(gm: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:
+def with_tensors_of(gm: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:
     """The graph with the tensors that another one holds under the same names, so that no weight is held twice."""
     names = set(tensor_names(gm)) & set(tensor_names(other))
     differing = [name for name in sorted(names) if tensor_at(gm, name) is not tensor_at(other, name)]

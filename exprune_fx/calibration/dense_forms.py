@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -122,12 +122,19 @@ def _packed_convolution(call: FusedCall, x: Tensor) -> Run:
 
 
 def _linear_forms(call: FusedCall, x: Tensor) -> Made:
+    call = _by_rows(call)
     rows = x.numel() // max(x.shape[-1], 1)
     layers = {"linear": _eager_linear, "oneDNN linear": _onednn_linear, "MKL linear": _mkl_linear}
     for name, layer in layers.items():
         yield name, torch.contiguous_format, partial(_joined, call, rows, layer)
     if rows == 1:
         yield "matrix times vector", torch.contiguous_format, partial(_joined, call, rows, _vector_linear)
+
+
+def _by_rows(call: FusedCall) -> FusedCall:
+    """The call with row-major weights, which all forms share."""
+    names = [name for name in ("weight", "weight_value", "weight_out") if name in call.arguments]
+    return replace(call, arguments={**call.arguments, **{name: call.arguments[name].contiguous() for name in names}})
 
 
 MakeLayer = Callable[[Tensor, Tensor | None, int], Layer]
@@ -150,13 +157,10 @@ def _joined(call: FusedCall, rows: int, make: MakeLayer) -> Run:
 
 
 def _eager_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Layer:  # noqa: ARG001 - as the others
-    weight = weight.contiguous()
     return lambda x: F.linear(x, weight, bias)
 
 
 def _vector_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Layer:  # noqa: ARG001 - as the others
-    weight = weight.contiguous()
-
     def layer(x: Tensor) -> Tensor:
         row = torch.mv(weight, x.reshape(-1)) if bias is None else torch.addmv(bias, weight, x.reshape(-1))
         return row.view(*x.shape[:-1], -1)
@@ -166,7 +170,7 @@ def _vector_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Layer:  # 
 
 def _onednn_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Layer:
     ops: Any = torch.ops.mkldnn
-    packed = ops._reorder_linear_weight(weight.contiguous(), rows)
+    packed = ops._reorder_linear_weight(weight, rows)
     return lambda x: ops._linear_pointwise(x, packed, bias, "none", [], "")
 
 
@@ -174,6 +178,5 @@ def _mkl_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Layer:
     ops: Any = torch.ops.mkl
     if weight.dtype != torch.float32:
         raise NotImplementedError("MKL packs float32 only")
-    weight = weight.contiguous()
     packed = ops._mkl_reorder_linear_weight(weight, rows)
     return lambda x: ops._mkl_linear(x, packed, weight, bias, rows)

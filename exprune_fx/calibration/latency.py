@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from exprune_fx.calibration.fused_calls import FusedCall, fused_calls
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.graph.running import examples_in
 from exprune_fx.ops import native
-from exprune_fx.pipeline import StagedRecord, lowered_form
+from exprune_fx.pipeline import StagedRecord, lowered_form, with_tensors_of
 from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.sites import Site
+from exprune_fx.staging import KEPT_KEY, SITE_KEY
 from exprune_fx.symmetry import SymmetryReport
 from exprune_fx.timing import Rounds, Step, medians
 
@@ -71,7 +72,7 @@ def decide_sites(
     candidates: Mapping[str, Sequence[SitePlan]],
     refusals: Mapping[str, str],
     batches: Sequence[object],
-    measure: Measure = measure_walks,
+    measure: Measure | None = None,
 ) -> tuple[SitePlan, ...]:
     """The entry of every site, the fastest way that was measured.
 
@@ -82,21 +83,23 @@ def decide_sites(
         candidates: by site, the entries to try.
         refusals: by site, why it stays dense whatever it takes ("" if it need not).
         batches: the inputs that are timed, of equal size; they take turns.
-        measure: walks of steps to the median seconds of each step's key; replaced in tests.
+        measure: walks of steps to the median seconds of each key; `measure_walks` by default, replaced in tests.
     """
     tried = _with_zero_skipping(sites, candidates, refusals)
     named = {name: {_label(entry): entry for entry in entries} for name, entries in tried.items()}
-    calls = _lowered_calls(StagedRecord(Plan(), gm, tuple(sites), groups), named)
+    calls, reasons = _lowered_calls(StagedRecord(Plan(), gm, tuple(sites), groups), named)
     inputs = _Inputs()
     with torch.no_grad():
         if calls:
             Data(batches).walk(gm, [site for site in sites if site.name in calls], inputs, "activations to time")
-        ways = {name: _ways(found, inputs.values[name]) for name, found in calls.items()}
-        taken = measure(_walks(ways, inputs.values)) if ways else {}
+        ways = {site.name: _ways(calls[site.name], inputs.values[site.name]) for site in sites if site.name in calls}
+        taken = (measure or measure_walks)(_walks(ways, inputs.values)) if ways else {}
     return tuple(
         dense_entry(site, refusals[site.name])
         if refusals.get(site.name)
-        else _decide(site, named.get(site.name, {}), ways.get(site.name, []), taken, examples_in(batches[0]))
+        else _decide(site, named[site.name], ways[site.name], taken, examples_in(batches[0]))
+        if site.name in ways
+        else dense_entry(site, reasons.get(site.name, "no kernel holds it"))
         for site in sites
     )
 
@@ -122,19 +125,22 @@ def _label(entry: SitePlan) -> str:
 
 def _lowered_calls(
     record: StagedRecord, named: Mapping[str, Mapping[str, SitePlan]]
-) -> dict[str, dict[str, FusedCall]]:
-    """By site and candidate, what the lowered graph calls; candidates that no kernel holds are left out.
+) -> tuple[dict[str, dict[str, FusedCall]], dict[str, str]]:
+    """By site and candidate, what the lowered graph calls, and by site why no kernel holds it.
 
-    One graph is lowered for the first candidates of all sites, one for the second, and so on.
+    One graph is lowered for the first candidates of all sites, one for the second, and so on; they share their weights.
     """
     calls: dict[str, dict[str, FusedCall]] = {}
+    reasons: dict[str, str] = {}
     for index in range(max((len(entries) for entries in named.values()), default=0)):
         chosen = {name: list(entries.items())[index] for name, entries in named.items() if index < len(entries)}
-        entries = tuple(entry for _, entry in chosen.values())
-        lowered = lowered_form(StagedRecord(Plan(entries), record.dense, record.sites, record.groups))
+        lowered = lowered_form(replace(record, plan=Plan(tuple(entry for _, entry in chosen.values()))))
+        record = replace(record, dense=with_tensors_of(record.dense, lowered))
         for name, call in fused_calls(lowered).items():
             calls.setdefault(name, {})[chosen[name][0]] = call
-    return calls
+        kept = (node for node in lowered.graph.nodes if KEPT_KEY in node.meta)
+        reasons.update((node.meta[SITE_KEY], node.meta[KEPT_KEY]) for node in kept)
+    return calls, reasons
 
 
 def _ways(calls: Mapping[str, FusedCall], values: Sequence[tuple[Tensor, Tensor | None]]) -> list[Way]:
@@ -172,8 +178,6 @@ def _copy(value: Tensor, memory_format: torch.memory_format) -> Tensor:
 def _decide(
     site: Site, entries: Mapping[str, SitePlan], ways: Sequence[Way], taken: Mapping[Hashable, float], examples: int
 ) -> SitePlan:
-    if not ways:
-        return dense_entry(site, "no kernel holds it")
     seconds = {way.name: taken[site.name, way.name] for way in ways}
     dense = min((way.name for way in ways if way.dense), key=seconds.__getitem__)
     staged = min((way.name for way in ways if not way.dense), key=seconds.__getitem__)
@@ -214,11 +218,12 @@ def pieces_to_time(gm: fx.GraphModule, batches: Batches) -> list[object]:
 def _captured_batch(gm: fx.GraphModule) -> int | None:
     """The first size of the example inputs, if it is symbolic and the same for all of them."""
     values = [node.meta["val"] for node in gm.graph.nodes if node.op == "placeholder" and node.users]
-    sizes = {value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0}
-    if len(sizes) != 1 or not all(isinstance(value, Tensor) and value.dim() > 0 for value in values):
+    if not values or not all(isinstance(value, Tensor) and value.dim() > 0 for value in values):
         return None
-    size = sizes.pop()
-    return int(size.node.hint) if isinstance(size, torch.SymInt) and size.node.has_hint() else None
+    sizes = [value.shape[0] for value in values]
+    if not all(isinstance(size, torch.SymInt) and size.node.has_hint() for size in sizes):
+        return None
+    return int(sizes[0].node.hint) if len({size.node.expr for size in sizes}) == 1 else None
 
 
 def machine_text() -> str:

@@ -70,4 +70,6 @@ def test_losers_of_windows_are_stopped_and_the_output_stays() -> None:
     assert plan.sites[1].fraction_removed > without.sites[1].fraction_removed + 0.01
     # the order of summation differs
     with torch.no_grad():
-        torch.testing.assert_close(transform(pooled, plan, lower=False)(images()), pooled(images()), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            transform(pooled, plan, lower=False)(images()), pooled(images()), atol=1e-5, rtol=1e-5
+        )

@@ -83,7 +83,10 @@ def test_no_neuron_loses_more_than_the_budget(graph: fx.GraphModule, head: Any, 
     dense = ReorderTermsPass(plan.orders)(normalise(graph)).graph_module
     for entry in plan.staged:
         site = next(site for site in find_sites(dense) if site.name == entry.site)
-        before, after = _activation(dense, site.activation_node), _finish(transform(graph, _only(plan, entry), lower=False))
+        before, after = (
+            _activation(dense, site.activation_node),
+            _finish(transform(graph, _only(plan, entry), lower=False)),
+        )
         lost = (before - after).double().square().sum((0, 2, 3))
         assert bool((lost <= budget * before.double().square().sum((0, 2, 3)) + 1e-9).all())
 

@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from exprune_fx.errors import PlanError
 from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, StatsTest, Threshold
-from exprune_fx.plan import Array, Plan, SitePlan
+from exprune_fx.plan import Array, Plan, SitePlan, SiteTiming
 from exprune_fx.sites import Site
 
 FRACTIONS = st.floats(0, 1)
@@ -53,14 +53,27 @@ def _calibrated(site: str = "fc") -> SitePlan:
     return SitePlan(site, (4, 8), "prefix", "pays", Calibrated(0.02), (1, 4), thresholds, None, None, (0.5, 0.25), 0.3)
 
 
+SECONDS = st.floats(0, 10, exclude_min=True)
+TIMINGS = st.builds(
+    SiteTiming,
+    dense_s=SECONDS,
+    dense_form=st.text(),
+    staged_s=SECONDS,
+    staged_form=st.text(),
+    examples=st.integers(1, 64),
+    threads=st.integers(1, 64),
+    tried=st.dictionaries(st.text(), SECONDS, max_size=3),
+)
+
+
 @st.composite
 def _entries(draw: st.DrawFn) -> SitePlan:
     out, terms = draw(st.integers(1, 5)), draw(st.integers(3, 20))
     reason, removed = draw(st.text()), draw(st.floats(-1, 1))
     site, shape = draw(st.text(min_size=1)), (out, terms)
-    head = draw(st.sampled_from(["dense", "prefix", "principal"]))
-    if head == "dense":
-        return SitePlan(site, shape, reason=reason, fraction_removed=removed)
+    head = draw(st.sampled_from(["dense", "none", "prefix", "principal"]))
+    if head in ("dense", "none"):
+        return SitePlan(site, shape, head, reason, fraction_removed=removed, timing=draw(st.none() | TIMINGS))
     if head == "principal":
         rank = draw(st.integers(1, terms))
         down, lift = Array.of(torch.randn(rank, terms)), Array.of(torch.randn(terms, rank))
@@ -70,7 +83,10 @@ def _entries(draw: st.DrawFn) -> SitePlan:
     stages = tuple(sorted(draw(st.sets(st.integers(2, terms - 1), min_size=1, max_size=3))))
     guard: Guard = draw(st.sampled_from([Threshold(-0.5), StatsTest(0.1), FinitePopulation(0.1), Bound()]))
     alive = tuple(draw(FRACTIONS) for _ in stages)
-    return SitePlan(site, shape, "prefix", reason, guard, stages, alive_fraction=alive, fraction_removed=removed)
+    return SitePlan(
+        site, shape, "prefix", reason, guard, stages,
+        alive_fraction=alive, fraction_removed=removed, timing=draw(st.none() | TIMINGS),
+    )  # fmt: skip
 
 
 PLANS = st.builds(
@@ -79,6 +95,7 @@ PLANS = st.builds(
     orders=st.dictionaries(st.text(), st.permutations(range(4)).map(tuple), max_size=2),
     objective=st.sampled_from(["flops", "latency"]),
     examples=st.integers(0, 10**6),
+    machine=st.text(),
 )
 
 
@@ -177,6 +194,27 @@ def test_another_version_is_refused(version: object) -> None:
         Plan.from_dict({**Plan().to_dict(), "version": version})
 
 
+def test_a_file_of_the_first_version_is_read() -> None:
+    plan = Plan((_calibrated(), SitePlan("head", (2, 4), reason="it loses")), {"g": (1, 0)}, "flops", 7)
+    data = {**plan.to_dict(), "version": 1}
+    del data["machine"]
+    for entry in data["sites"]:
+        del entry["timing"]
+    assert Plan.from_dict(data) == plan
+
+
+def _timed() -> SiteTiming:
+    return SiteTiming(2e-4, "conv2d", 1e-4, "prefix stages at 4", 1, 2, {"conv2d": 2e-4, "prefix stages at 4": 1e-4})
+
+
+def test_what_is_staged_and_what_only_skips() -> None:
+    entries = (_calibrated(), SitePlan("a", (4, 8)), SitePlan("b", (4, 8), head="none", timing=_timed()))
+    plan = Plan(entries, objective="latency")
+    assert plan.staged == entries[:1]
+    assert plan.skipping == entries[2:]
+    assert _timed().speedup == pytest.approx(2.0)
+
+
 def _changed(*path: str | int, to: object) -> dict[str, Any]:
     """The data of a good plan with one place overwritten."""
     data: Any = json.loads(json.dumps(Plan((_calibrated(),), {"g": (0, 1)}).to_dict()))
@@ -200,6 +238,8 @@ def _changed(*path: str | int, to: object) -> dict[str, Any]:
         (_changed("sites", 0, "guard", to="Bound"), "corrupt"),
         (_changed("sites", 0, "stages", to=[4, 1]), r"stages \[4, 1\] are not increasing"),
         (_changed("sites", 0, "thresholds", "float32", to="AAAA"), "does not decode"),
+        (_changed("sites", 0, "timing", to={"dense_s": 1.0}), "corrupt: KeyError"),
+        (_changed("sites", 0, "timing", to=3), "corrupt: TypeError"),
         (_changed("sites", 0, "thresholds", to=None), r"thresholds have shape None, not \[2, 4\]"),
     ],
 )
