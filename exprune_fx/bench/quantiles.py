@@ -1,7 +1,7 @@
 """Hand-made plans: thresholds at a wanted quantile, and biases that leave a wanted share of activations zero.
 
 This is how benchmarks get a *known* share of stopped neurons. Nothing is calibrated: a neuron's threshold is the value
-below which the wanted share of its own prefix sums lie, over sample inputs, whatever that does to the outputs. That
+below which the wanted share of its own prefix sums lies, over sample inputs, whatever that does to the outputs. That
 stopping then hits dead neurons almost only is the work of the samples: the first terms carry most of the variance, as
 they do after calibration has put the terms in order.
 """
@@ -152,5 +152,6 @@ def _with_thresholds(entry: SitePlan, sums: dict[str, Tensor], stopped: float) -
     if entry.head == "dense":
         return entry
     ordered = sums[entry.site].sort(dim=0).values
-    thresholds = ordered[int(stopped * len(ordered))]
+    index = int(stopped * len(ordered))
+    thresholds = (ordered[max(index - 1, 0)] + ordered[index]) / 2  # between samples: on one, rounding would decide
     return replace(entry, thresholds=Array.of(thresholds.unsqueeze(0)), alive_fraction=(1 - stopped,))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from exprune_fx.bench.columns import DENSE, OURS
 from exprune_fx.bench.subject import Kind
+from exprune_fx.bench.timing import Timing
 from exprune_fx.bench.touched import Touched
 
 WRONG = {"float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
@@ -24,8 +25,7 @@ class Row:
         dtype: of weights and activations.
         batch: examples in one call.
         threads: of torch.
-        seconds: median, by column.
-        spread: first and third quartile, by column.
+        timings: by column.
         ours_inner: the inner setting under which ours was fastest.
         ours_inner_seconds: median of ours under each.
         sites: how many of ours are "fused" (native kernels), "readable" (staged, but computed densely), or "dense".
@@ -51,8 +51,7 @@ class Row:
     dtype: str
     batch: int
     threads: int
-    seconds: dict[str, float]
-    spread: dict[str, tuple[float, float]]
+    timings: dict[str, Timing]
     ours_inner: str
     ours_inner_seconds: dict[str, float]
     sites: dict[str, int]
@@ -71,6 +70,16 @@ class Row:
     examples: int = 0
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Median, by column."""
+        return {name: timing.median for name, timing in self.timings.items()}
+
+    @property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """First and third quartile, by column."""
+        return {name: timing.quartiles for name, timing in self.timings.items()}
+
+    @property
     def wrong(self) -> tuple[str, ...]:
         """Columns whose outputs are not those of the graph that was compiled: their times are of no use."""
         return tuple(name for name, error in self.column_errors.items() if not error <= WRONG[self.dtype])
@@ -84,6 +93,12 @@ class Row:
     def ratio(self) -> float:
         """The best dense column's median over ours: above 1 ours is faster."""
         return self.seconds[self.best_dense] / self.seconds[OURS]
+
+    @property
+    def ratio_spread(self) -> tuple[float, float]:
+        """First and third quartile of the ratios of each round, whose columns had the machine in the same state."""
+        pairs = zip(self.timings[self.best_dense].samples, self.timings[OURS].samples, strict=True)
+        return Timing(tuple(dense / ours for dense, ours in pairs)).quartiles
 
     @property
     def time_saved(self) -> float:

@@ -17,7 +17,7 @@ _TITLES = ("eager", "inductor", "freezing", "autotune", "ours")
 _TIMES_NOTE = (
     "Median time a call, all columns interleaved in one run; the best dense column is marked *, one "
     "that computes wrong outputs !. Ratio: that column "
-    "over ours, above 1 ours is faster. +-: half the distance between the quartiles of ours. Freezing, autotune: "
+    "over ours, above 1 ours is faster; quartiles: of that ratio, round by round. Freezing, autotune: "
     "torch.compile with parameters frozen, and max_autotune on top; ours: the staged graph under the best of the same "
     "three settings."
 )
@@ -58,7 +58,7 @@ def _unlowered(rows: Sequence[Row]) -> list[str]:
 
 
 def _times(rows: Sequence[Row]) -> Table:
-    titles = columns("row", "dtype", ">batch", *(f">{title}" for title in _TITLES), ">+-", ">ratio")
+    titles = columns("row", "dtype", ">batch", *(f">{title}" for title in _TITLES), ">ratio", ">quartiles")
     return Table(titles, tuple((*_head(row), *_time_cells(row)) for row in rows))
 
 
@@ -67,10 +67,10 @@ def _head(row: Row) -> tuple[Cell, ...]:
 
 
 def _time_cells(row: Row) -> tuple[Cell, ...]:
-    low, high = row.spread[OURS]
+    low, high = row.ratio_spread
     times = [Cell(time_text(row.seconds[name]) + _mark(row, name), tone=_tone(row, name)) for name in COLUMNS]
-    spread = percent_text((high - low) / 2 / row.seconds[OURS], 0)
-    return (*times, Cell(spread, tone="quiet"), Cell(f"{row.ratio:.2f}x", tone="good" if row.ratio >= 0.97 else "bad"))
+    tone: Literal["good", "bad"] = "good" if row.ratio >= 0.97 else "bad"
+    return (*times, Cell(f"{row.ratio:.2f}x", tone=tone), Cell(f"{low:.2f}-{high:.2f}", tone="quiet"))
 
 
 def _mark(row: Row, name: str) -> str:

@@ -8,15 +8,21 @@ from typing import Any
 from exprune_fx.bench.columns import COLUMNS
 from exprune_fx.bench.machine import Machine
 from exprune_fx.bench.rows import Row
+from exprune_fx.bench.timing import Timing
 from exprune_fx.bench.touched import Touched
 
 MACHINE = Machine("a cpu", 2, 2, "AVX2", "2.13.0", "Linux x86_64", 20.0, 25.0, {"float32": 100.0})
 TOUCHED = Touched(flops=2e6, flops_dense=8e6, bytes=5e6, bytes_dense=10e6, stopped_fraction=0.5, zero_fraction=0.9)
 
 
+def timings(*medians: float) -> dict[str, Timing]:
+    """Three samples for each column; what is slow in one round is slow in it for all."""
+    return {name: Timing((0.9 * median, median, 1.3 * median)) for name, median in zip(COLUMNS, medians, strict=True)}
+
+
 def a_row(**changes: Any) -> Row:
     """4 ms eager, 2 ms under Inductor and 1 ms ours; everything right."""
-    times = dict(zip(COLUMNS, (4e-3, 3e-3, 2.5e-3, 2e-3, 1e-3), strict=True))
+    times = (4e-3, 3e-3, 2.5e-3, 2e-3, 1e-3)
     row = Row(
         name="ffn",
         kind="micro",
@@ -24,8 +30,7 @@ def a_row(**changes: Any) -> Row:
         dtype="float32",
         batch=1,
         threads=2,
-        seconds=times,
-        spread={name: (0.9 * seconds, 1.1 * seconds) for name, seconds in times.items()},
+        timings=timings(*times),
         ours_inner="inductor",
         ours_inner_seconds={"inductor": 1e-3, "inductor_freezing": 1.1e-3, "inductor_max_autotune": 1.2e-3},
         sites={"fused": 1, "readable": 0, "dense": 0},

@@ -13,7 +13,7 @@ from exprune_fx.bench.running import best_inner, largest_difference, relative_er
 from exprune_fx.bench.table import machine_text, sections, time_text
 from exprune_fx.bench.timing import Interleaved, Timing
 from exprune_fx.errors import ExpruneError
-from tests.bench.rows_at_hand import MACHINE, a_row
+from tests.bench.rows_at_hand import MACHINE, a_row, timings
 
 
 def test_ratio_is_against_the_best_dense_column() -> None:
@@ -34,6 +34,12 @@ def test_a_column_that_is_not_finite_is_wrong() -> None:
     assert a_row(column_errors={"inductor": float("nan")}).wrong == ("inductor",)
 
 
+def test_what_slows_a_whole_round_does_not_spread_the_ratio() -> None:
+    row = a_row()
+    assert row.spread["ours"] == pytest.approx((0.95e-3, 1.15e-3))
+    assert row.ratio_spread == pytest.approx((2.0, 2.0))
+
+
 def test_rates_and_savings() -> None:
     row = a_row()
     assert row.touched.flops_saved == pytest.approx(0.75)
@@ -45,13 +51,13 @@ def test_rates_and_savings() -> None:
 
 
 def test_slower_is_a_negative_saving() -> None:
-    row = a_row(seconds=dict.fromkeys(COLUMNS, 1e-3) | {"ours": 2e-3})
+    row = a_row(timings=timings(1e-3, 1e-3, 1e-3, 1e-3, 2e-3))
     assert row.ratio == pytest.approx(0.5)
     assert row.time_saved == pytest.approx(-1.0)
 
 
 def test_summary_is_the_geometric_mean_and_names_the_worst() -> None:
-    fast, slow = a_row(), a_row(name="slow", seconds=dict.fromkeys(COLUMNS, 1e-3) | {"ours": 2e-3})
+    fast, slow = a_row(), a_row(name="slow", timings=timings(1e-3, 1e-3, 1e-3, 1e-3, 2e-3))
     summary = summarise([fast, slow])
     assert summary.geometric_mean == pytest.approx(1.0)  # sqrt(2 * 0.5)
     assert summary.worst is slow
@@ -109,7 +115,7 @@ def test_tables_mark_the_best_and_the_wrong_column() -> None:
     times, touched, accuracy, summary = sections([row])
     assert times.table is not None
     assert [cell.text for cell in times.table.rows[0]][3:] == [
-        "4.00 ms", "3.00 ms", "2.50 ms*", "2.00 ms!", "1.00 ms", "10 %", "2.50x",
+        "4.00 ms", "3.00 ms", "2.50 ms*", "2.00 ms!", "1.00 ms", "2.50x", "2.50-2.50",
     ]  # fmt: skip
     assert touched.table is not None
     assert [cell.text for cell in touched.table.rows[0]][3:] == [
