@@ -15,17 +15,16 @@ _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _TITLES = ("eager", "inductor", "freezing", "autotune", "ours")
 
 _TIMES_NOTE = (
-    "Median time a call, all columns interleaved in one run; the best dense column is marked *, one "
-    "that computes wrong outputs !. Ratio: that column "
-    "over ours, above 1 ours is faster; quartiles: of that ratio, round by round. Freezing, autotune: "
-    "torch.compile with parameters frozen, and max_autotune on top; ours: the staged graph under the best of the same "
-    "three settings."
+    "Batch: dtype x examples in a call. Times: median of a call, all columns interleaved in one run; the best dense "
+    "column is marked *, one that computes wrong outputs !. Ratio: that column over ours, above 1 ours is faster; "
+    "quartiles: of that ratio, round by round. Freezing, autotune: torch.compile with parameters frozen, and "
+    "max_autotune on top; ours: the staged graph under the best of the same three settings."
 )
 _TOUCHED_NOTE = (
-    "Stopped: neurons of staged sites. Saved: FLOPs (counted, tests included) and time, against the best dense column. "
-    "GB/s, GFLOP/s: what ours touches over its time, with its share of this machine's large read and large matrix "
-    "product. Error: largest difference from the dense outputs, over the largest of these; (r): rounding alone, else "
-    "stopping adds to it."
+    "Stopped: share of the staged sites' neurons. FLOPs, time: share saved; FLOPs are counted, tests included, time is "
+    "against the best dense column. GB/s, GFLOP/s: what ours touches over its time, with its share of this machine's "
+    "large read and large matrix product. Error: largest difference from the dense outputs, over the largest of these; "
+    "(r): rounding alone, else stopping adds to it."
 )
 
 
@@ -58,12 +57,12 @@ def _unlowered(rows: Sequence[Row]) -> list[str]:
 
 
 def _times(rows: Sequence[Row]) -> Table:
-    titles = columns("row", "dtype", ">batch", *(f">{title}" for title in _TITLES), ">ratio", ">quartiles")
+    titles = columns("row", ">batch", *(f">{title}" for title in _TITLES), ">ratio", ">quartiles")
     return Table(titles, tuple((*_head(row), *_time_cells(row)) for row in rows))
 
 
 def _head(row: Row) -> tuple[Cell, ...]:
-    return Cell(row.name, mono=True), Cell(_SHORT.get(row.dtype, row.dtype)), Cell(str(row.batch))
+    return Cell(row.name, mono=True), Cell(f"{_SHORT[row.dtype]}x{row.batch}")
 
 
 def _time_cells(row: Row) -> tuple[Cell, ...]:
@@ -82,7 +81,7 @@ def _tone(row: Row, name: str) -> Literal["", "quiet"]:
 
 
 def _touched(rows: Sequence[Row]) -> Table:
-    titles = columns("row", "dtype", ">batch", ">stopped", ">FLOPs saved", ">time saved", ">GB/s", ">GFLOP/s", ">error")
+    titles = columns("row", ">batch", ">stopped", ">FLOPs", ">time", ">GB/s", ">GFLOP/s", ">error")
     return Table(titles, tuple((*_head(row), *_touched_cells(row)) for row in rows))
 
 
@@ -119,7 +118,7 @@ def _accuracy_cells(row: Row) -> tuple[Cell, ...]:
     share = row.time_over_flops
     return (
         Cell(row.name, mono=True),
-        Cell(_SHORT.get(row.dtype, row.dtype)),
+        Cell(_SHORT[row.dtype]),
         Cell(f"{row.examples:,}"),
         Cell(percent_text(row.accuracy_dense, 2)),
         Cell(percent_text(row.accuracy_ours, 2)),

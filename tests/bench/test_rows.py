@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from exprune_fx.bench.columns import COLUMNS, INNER
 from exprune_fx.bench.record import KEYS, bench_json, row_json, summarise
@@ -13,6 +15,7 @@ from exprune_fx.bench.running import best_inner, largest_difference, relative_er
 from exprune_fx.bench.table import machine_text, sections, time_text
 from exprune_fx.bench.timing import Interleaved, Timing
 from exprune_fx.errors import ExpruneError
+from exprune_fx.report.terminal import section_renderable
 from tests.bench.rows_at_hand import MACHINE, a_row, timings
 
 
@@ -114,11 +117,11 @@ def test_tables_mark_the_best_and_the_wrong_column() -> None:
     row = a_row(column_errors={"inductor_max_autotune": 0.3}, accuracy_dense=0.9, accuracy_ours=0.895, examples=2000)
     times, touched, accuracy, summary = sections([row])
     assert times.table is not None
-    assert [cell.text for cell in times.table.rows[0]][3:] == [
-        "4.00 ms", "3.00 ms", "2.50 ms*", "2.00 ms!", "1.00 ms", "2.50x", "2.50-2.50",
+    assert [cell.text for cell in times.table.rows[0]][1:] == [
+        "f32x1", "4.00 ms", "3.00 ms", "2.50 ms*", "2.00 ms!", "1.00 ms", "2.50x", "2.50-2.50",
     ]  # fmt: skip
     assert touched.table is not None
-    assert [cell.text for cell in touched.table.rows[0]][3:] == [
+    assert [cell.text for cell in touched.table.rows[0]][2:] == [
         "50 %",
         "75 %",
         "60 %",
@@ -129,6 +132,21 @@ def test_tables_mark_the_best_and_the_wrong_column() -> None:
     assert accuracy.table is not None
     assert [cell.text for cell in accuracy.table.rows[0]][2:] == ["2,000", "90.00 %", "89.50 %", "+0.50", "0.80"]
     assert len(summary.paragraphs) == 1
+
+
+def test_tables_fit_100_columns() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    longest = a_row(name="conv_128x16x16_principal", dtype="bfloat16", batch=64, error_kind="rounding")
+    for section in sections([longest]):
+        console.print(section_renderable(section))
+    printed = console.export_text()
+    for text in (
+        "conv_128x16x16_principal  bf16x64",
+        "2.00 ms*  1.00 ms  2.00x  2.00-2.00",
+        "5.0 (20 %)",
+        "1e-02 (r)",
+    ):
+        assert text in printed
 
 
 def test_summary_says_where_no_kernel_ran() -> None:
