@@ -84,14 +84,13 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"the plan is a {type(plan).__name__}", hint="give the Plan that calibrate returned")
-    dense = run_pipeline(gm, (*NORMALISE, ReorderTermsPass(plan.orders)))
+    lower = lower and bool(plan.staged or plan.skipping) and native.available()
+    dense = run_pipeline(gm, (*NORMALISE, ReorderTermsPass(plan.orders), *((ReshapeViewsPass(),) if lower else ())))
     groups = symmetries(dense)
     record = StagedRecord(plan, dense, find_sites(dense, groups), groups)
     plan.check_fits(record.sites)
-    if not (lower and (plan.staged or plan.skipping) and native.available()):
-        staged = _stage(record)
-    else:
-        staged = lowered_form(record)
+    staged = lowered_form(record) if lower else _stage(record)
+    if lower:
         record = replace(record, dense=with_tensors_of(dense, staged))
     if staged is dense:
         staged = copy_graph_module(dense)
@@ -100,10 +99,12 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
 
 
 def lowered_form(record: StagedRecord) -> fx.GraphModule:
-    """The staged graph with fused operators, which must be there; it has no record yet."""
+    """The staged graph with fused operators, which must be there; it has no record yet.
+
+    ``record.dense`` has no `aten.view` behind convolutions (see reshape-views).
+    """
     skipping = tuple(entry.site for entry in record.plan.skipping)
     lowering: tuple[Pass, ...] = (
-        ReshapeViewsPass(),
         LowerSitesPass(),
         FuseFeedForwardPass(record.sites, skipping),
         PackWeightsPass(),

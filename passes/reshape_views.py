@@ -10,17 +10,16 @@ from torch import fx
 
 from exprune_fx.graph.edits import copy_graph_module, insert_call, is_call, recompile, replace_node
 from exprune_fx.pass_manager import PassResult
-from exprune_fx.staging import ROLE_KEY
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class ReshapeViewsPass:
-    """Replaces ``view`` by ``reshape`` in a graph with staged convolutions.
+    """Replaces ``view`` by ``reshape`` in a graph with two-dimensional convolutions.
 
-    Capture writes `view`, for the layouts that it saw. A fused convolution gives channels-last, of which a flatten is
-    no view; `reshape` copies where it has to, and is a view where it can be.
+    Capture writes `view`, for the layouts that it saw. A fused convolution, and a dense one with a channels-last
+    weight, give channels-last, of which a flatten is no view; `reshape` copies where it has to, else it is a view.
 
     Requires: nothing.
     Ensures: the same values, in whatever layout a node's input is.
@@ -30,8 +29,8 @@ class ReshapeViewsPass:
     name: ClassVar[str] = "reshape-views"
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
-        """Rewrites every view of a copy, if a staged convolution is there."""
-        if not any(_is_staged_convolution(node) for node in gm.graph.nodes):
+        """Rewrites every view of a copy, if a convolution is there."""
+        if not any(_is_convolution(node) for node in gm.graph.nodes):
             return PassResult(gm, changed=False, edits=0)
         if not any(is_call(node, aten.view.default) for node in gm.graph.nodes):
             return PassResult(gm, changed=False, edits=0)
@@ -44,5 +43,5 @@ class ReshapeViewsPass:
         return PassResult(result, changed=True, edits=len(views))
 
 
-def _is_staged_convolution(node: fx.Node) -> bool:
-    return node.meta.get(ROLE_KEY) == "finish" and is_call(node, torch.ops.exprune.finish_conv_relu.default)
+def _is_convolution(node: fx.Node) -> bool:
+    return is_call(node, aten.conv2d.default, aten.conv2d.padding, torch.ops.exprune.finish_conv_relu.default)

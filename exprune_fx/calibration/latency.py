@@ -19,6 +19,7 @@ from exprune_fx.calibration.fused_calls import FusedCall, fused_calls
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.graph.running import examples_in
 from exprune_fx.ops import native
+from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.pipeline import StagedRecord, lowered_form, with_tensors_of
 from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.sites import Site
@@ -87,7 +88,8 @@ def decide_sites(
     """
     tried = _with_zero_skipping(sites, candidates, refusals)
     named = {name: {_label(entry): entry for entry in entries} for name, entries in tried.items()}
-    calls, reasons = _lowered_calls(StagedRecord(Plan(), gm, tuple(sites), groups), named)
+    dense = ReshapeViewsPass()(gm).graph_module  # for it will hold packed weights
+    calls, reasons = _lowered_calls(StagedRecord(Plan(), dense, tuple(sites), groups), named)
     inputs = _Inputs()
     with torch.no_grad():
         if calls:
