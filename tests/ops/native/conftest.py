@@ -1,0 +1,7 @@
+"""Fewer examples for the runs in which each takes many times longer."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("sanitized", max_examples=25, deadline=None, database=None)
