@@ -27,10 +27,16 @@ def test_the_python_of_the_readme_runs(
     assert "features.4" in printed
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"exprune (demo|explain)", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"exprune (demo|explain|bench)", README))))
 def test_the_commands_and_options_of_the_readme_exist(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert shown.exit_code == 0
-    options = {"demo": {"--curves", "--data-dir", "--json"}, "explain": set()}[command]
+    options = {
+        "demo": {"--curves", "--data-dir", "--json"},
+        "explain": set(),
+        "bench": {
+            "--rows", "--model", "--batch", "--dtype", "--threads", "--checkpoints", "--data-dir", "--json", "--quick",
+        },
+    }[command]  # fmt: skip
     assert options <= set(re.findall(r"--[a-z-]+", README))
     assert all(option in shown.output for option in options)

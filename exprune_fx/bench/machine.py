@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from exprune_fx.ops import native
+
 _COPY_BYTES = 256 * 2**20  # far more than any cache holds
 _QUICK_BYTES = 16 * 2**20
 _MATRIX, _QUICK_MATRIX = 2048, 256
@@ -25,7 +27,8 @@ class Machine:
         cpu: the model's name.
         cores: that this process may use.
         threads: that torch uses.
-        isa: instruction set that is used.
+        isa: instruction set that torch's own kernels use.
+        kernels_isa: that the fused operators use; "reference" where they cannot be had.
         torch_version: of the installed torch.
         system: operating system and architecture.
         copy_gb_per_s: of a large copy, bytes read and bytes written, 1e9 a second.
@@ -37,6 +40,7 @@ class Machine:
     cores: int
     threads: int
     isa: str
+    kernels_isa: str
     torch_version: str
     system: str
     copy_gb_per_s: float
@@ -68,6 +72,7 @@ def measure_machine(dtypes: Sequence[torch.dtype], *, quick: bool = False) -> Ma
         cores=cores(),
         threads=torch.get_num_threads(),
         isa=torch.backends.cpu.get_cpu_capability(),
+        kernels_isa=native.isa(),
         torch_version=torch.__version__,
         system=f"{platform.system()} {platform.machine()}",
         copy_gb_per_s=copied,

@@ -29,6 +29,7 @@ class Row:
         ours_inner: the inner setting under which ours was fastest.
         ours_inner_seconds: median of ours under each.
         sites: how many of ours are "fused" (native kernels), "readable" (staged, but computed densely), or "dense".
+        decisions: by site, the plan's head, and why it was chosen.
         rounds: samples of each column.
         calls: calls that one sample is the mean of.
         max_error: largest difference of any output from the dense model's in eager mode, in float32.
@@ -55,6 +56,7 @@ class Row:
     ours_inner: str
     ours_inner_seconds: dict[str, float]
     sites: dict[str, int]
+    decisions: dict[str, str]
     rounds: int
     calls: int
     max_error: float

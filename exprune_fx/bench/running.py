@@ -75,6 +75,7 @@ def run_subject(
         ours_inner=inner,
         ours_inner_seconds=inner_times,
         sites=count_forms(ours),
+        decisions={entry.site: f"{entry.head}: {entry.reason}" for entry in subject.plan.sites},
         rounds=timed.rounds,
         calls=timed.calls,
         max_error=largest_difference(got, dense),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from exprune_fx.bench.micro import micro_specs
-from exprune_fx.bench.models import Folder, model_names, model_specs
+from exprune_fx.bench.models import BUDGET, Folder, model_names, model_specs
 from exprune_fx.bench.subject import RowSpec
 from exprune_fx.errors import DataError
 
@@ -23,6 +23,7 @@ def select_rows(
     dtypes: Sequence[torch.dtype] | None = None,
     checkpoints: Folder = None,
     data_dir: Folder = None,
+    budget: float = BUDGET,
 ) -> list[RowSpec]:
     """The rows, micro rows first.
 
@@ -34,6 +35,7 @@ def select_rows(
         dtypes: for every row.
         checkpoints: folder of trained weights.
         data_dir: folder of data sets.
+        budget: of the calibrated guard of model rows.
 
     Raises:
         DataError: a filter or a model that names no row.
@@ -42,7 +44,7 @@ def select_rows(
     for name in models:
         if name not in known:
             raise DataError(f"the benchmark has no model {name!r}", hint=f"use one of {', '.join(known)}")
-    rows = [*micro_specs(dtypes, batch), *model_specs(checkpoints, data_dir, dtypes, batch)]
+    rows = [*micro_specs(dtypes, batch), *model_specs(checkpoints, data_dir, dtypes, batch, budget)]
     wanted = list(filters) or ([] if models else ["all"])
     for text in wanted:
         if not any(_fits(row, text) for row in rows):

@@ -32,8 +32,8 @@ def machine_text(machine: Machine) -> str:
     """The machine in two lines."""
     products = ", ".join(f"{_SHORT.get(name, name)} {rate:,.0f}" for name, rate in machine.matmul_gflop_per_s.items())
     return (
-        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.isa}, "
-        f"torch {machine.torch_version}.\n"
+        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.isa} "
+        f"(fused operators: {machine.kernels_isa}), torch {machine.torch_version}.\n"
         f"Ceilings: copy {machine.copy_gb_per_s:.1f} GB/s (read + written), read {machine.read_gb_per_s:.1f} GB/s, "
         f"matrix product {products} GFLOP/s."
     )

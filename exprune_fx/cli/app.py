@@ -242,6 +242,10 @@ def bench(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of CIFAR-10 and Fashion-MNIST.")
     ] = None,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", help="Share of each neuron's energy that stopping may lose, for models with data."),
+    ] = 0.01,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few calls only: checks that everything works, measures nothing.")
     ] = False,
@@ -253,6 +257,7 @@ def bench(
     keys say what each figure is.
     """
     with _failures():
+        _check_budget(budget)
         _check_writable(json_path)
         for name in dtype or ():
             if name not in DTYPES:
@@ -264,6 +269,7 @@ def bench(
             dtypes=[DTYPES[name] for name in dtype] if dtype else None,
             checkpoints=checkpoints,
             data_dir=data_dir,
+            budget=budget,
         )
         settings = Settings(threads, quick, not readable, json_path)
         with _progress("machine") as say:

@@ -11,7 +11,7 @@ from exprune_fx.bench.rows import Row
 from exprune_fx.bench.timing import Timing
 from exprune_fx.bench.touched import Touched
 
-MACHINE = Machine("a cpu", 2, 2, "AVX2", "2.13.0", "Linux x86_64", 20.0, 25.0, {"float32": 100.0})
+MACHINE = Machine("a cpu", 2, 2, "AVX2", "avx2", "2.13.0", "Linux x86_64", 20.0, 25.0, {"float32": 100.0})
 TOUCHED = Touched(flops=2e6, flops_dense=8e6, bytes=5e6, bytes_dense=10e6, stopped_fraction=0.5, zero_fraction=0.9)
 
 
@@ -34,6 +34,7 @@ def a_row(**changes: Any) -> Row:
         ours_inner="inductor",
         ours_inner_seconds={"inductor": 1e-3, "inductor_freezing": 1.1e-3, "inductor_max_autotune": 1.2e-3},
         sites={"fused": 1, "readable": 0, "dense": 0},
+        decisions={"fc1": "prefix: by hand"},
         rounds=9,
         calls=4,
         max_error=0.02,
