@@ -10,59 +10,62 @@ namespace EXPRUNE_ISA_NAMESPACE {
 
 constexpr int kNeurons = 64;  // that a piece of work covers at most
 
-// The runs of a segment that one pixel really reads: those in the padding are left out.
-struct Field {
-  const Site& site;
-  const Pixel& pixel;
+constexpr int kMostRuns = 64;  // of a chunk over few pixels, after what lies in the padding is left out
 
-  template <class F>
-  EXPRUNE_INLINE_METHOD void each(const Segment& segment, F f) const {
-    const Geometry& g = site.geometry;
-    for (int32_t ky = pixel.first_row; ky < pixel.last_row; ++ky) {
-      const int32_t begin = segment.of_row[ky], runs = segment.of_row[ky + 1] - begin;
-      if (runs == g.kernel_columns) {
-        for (int32_t kx = pixel.first_column; kx < pixel.last_column; ++kx) f(segment.runs[begin + kx]);
-      } else if (runs == 1) {  // all taps of the row in one: cut off what lies in the padding
-        Run run = segment.runs[begin];
-        const int64_t tap = run.length / g.kernel_columns;
-        run.input += pixel.first_column * tap;
-        run.weight += pixel.first_column * tap;
-        run.length = (pixel.last_column - pixel.first_column) * tap;
-        f(run);
-      }
+// The runs of a chunk that one pixel really reads. Returns how many.
+static inline int runs_inside(const Site& site, const Pixel& pixel, const Chunk& chunk, Run* runs) {
+  const Geometry& g = site.geometry;
+  int count = 0;
+  for (int32_t ky = pixel.first_row; ky < pixel.last_row; ++ky) {
+    const int32_t begin = chunk.of_row[ky], taps = chunk.of_row[ky + 1] - begin;
+    if (taps == 1) {  // all taps of the row in one run (or there is but one): cut off what lies in the padding
+      Run run = chunk.runs[begin];
+      const int64_t tap = run.length / g.kernel_columns;
+      run.input += pixel.first_column * tap;
+      run.weight += pixel.first_column * tap;
+      run.length = (pixel.last_column - pixel.first_column) * tap;
+      runs[count++] = run;
+      continue;
     }
+    for (int32_t kx = pixel.first_column; kx < pixel.last_column; ++kx) runs[count++] = chunk.runs[begin + kx];
   }
-};
+  return count;
+}
 
+// partial[j] += the sums of one chunk for the listed neurons.
 template <class T>
-EXPRUNE_INLINE Vec neuron_sums(const Site& site, const Pixel& pixel, const Segment& segment, bool head,
-                               const int32_t* list, int count) {
+static inline void add_chunk(const Site& site, const Pixel& pixel, const Chunk& chunk, bool head, const int32_t* list,
+                             int alive, float* partial) {
   const Rows& weight = head ? site.head_weight : site.weight;
-  const float* field = head ? site.head_input.data + pixel.head : site.input.data + pixel.input;
-  const T* rows[W];
-  for (int j = 0; j < count; ++j) rows[j] = static_cast<const T*>(weight.data) + list[j] * weight.stride;
-  Vec sum[W];
-  for (int j = 0; j < W; ++j) sum[j] = zero();
-  Field{site, pixel}.each(segment, [&](const Run& run) {
-    accumulate(count, field + run.input, rows, run.weight, run.length, sum);
-  });
-  return sums(sum);
+  const Image& image = head ? site.head_input : site.input;
+  const float* field = image.data + chunk.plane.offset + pixel.cell * chunk.plane.pitch;
+  Run runs[kMostRuns];
+  const int count = runs_inside(site, pixel, chunk, runs);
+  for (int at = 0; at < alive; at += W) {
+    const int lanes = alive - at < W ? alive - at : W;
+    const T* rows[W];
+    for (int j = 0; j < lanes; ++j) rows[j] = static_cast<const T*>(weight.data) + list[at + j] * weight.stride;
+    const Vec sum = sum_runs(lanes, Streams<float, T, true>{field, rows}, runs, runs + count);
+    store(partial + at, load(partial + at) + sum);
+  }
 }
 
 template <class T>
-static inline void neuron_squares(const Site& site, const Pixel& pixel, const Segment& segment, const int32_t* list,
-                                  int count, Vec& total, Vec& squares) {
-  Vec s[W], q[W];
-  for (int j = 0; j < W; ++j) s[j] = q[j] = zero();
-  for (int j = 0; j < count; ++j) {
-    const T* row = static_cast<const T*>(site.weight.data) + list[j] * site.weight.stride;
-    terms_of(site, segment, site.input.data + pixel.input, row, s[j], q[j]);
+static inline void add_squares(const Site& site, const Pixel& pixel, const Segment& segment, const int32_t* list,
+                               int alive, float* partial, float* squares) {
+  for (int at = 0; at < alive; at += W) {
+    Vec s[W], q[W];
+    for (int j = 0; j < W; ++j) s[j] = q[j] = zero();
+    for (int j = 0; j < W && at + j < alive; ++j) {
+      const T* row = static_cast<const T*>(site.weight.data) + list[at + j] * site.weight.stride;
+      terms_of(site, segment, pixel.cell, row, s[j], q[j]);
+    }
+    store(partial + at, load(partial + at) + sums(s));
+    store(squares + at, load(squares + at) + sums(q));
   }
-  total = total + sums(s);
-  squares = squares + sums(q);
 }
 
-// All stages and the tail of neurons first .. last at one pixel.
+// All stages and the tail of neurons first .. last, at most kNeurons of them, at one pixel.
 template <class T>
 static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
   int32_t list[kNeurons + W];
@@ -70,29 +73,32 @@ static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t firs
   int alive = static_cast<int>(last - first);
   for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
   for (int64_t stage = 0; stage < site.stages; ++stage) {
+    const Segment& segment = site.segments[stage];
+    if (needs_squares(site.guard)) {
+      add_squares<T>(site, pixel, segment, list, alive, partial, squares);
+    } else {
+      for (int64_t c = 0; c < segment.count; ++c) {
+        add_chunk<T>(site, pixel, segment.chunks[c], stage == 0, list, alive, partial);
+      }
+    }
     int next = 0;
     for (int at = 0; at < alive; at += W) {
       const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
-      Vec s = load(partial + at), q = load(squares + at);
-      if (needs_squares(site.guard)) {
-        neuron_squares<T>(site, pixel, site.segments[stage], lanes.list, lanes.count, s, q);
-      } else {
-        s = s + neuron_sums<T>(site, pixel, site.segments[stage], stage == 0, lanes.list, lanes.count);
-      }
+      const Vec s = load(partial + at), q = load(squares + at);
       const uint32_t bits = alive_after(lanes, stage, s, q);
       compress(list + next, lanes.list, bits);
       compress(partial + next, s, bits);
-      if (needs_squares(site.guard)) compress(squares + next, q, bits);
+      compress(squares + next, q, bits);
       next += __builtin_popcount(bits);
     }
     alive = next;
   }
+  if (site.principal) memset(partial, 0, sizeof partial);
   const Segment& tail = site.segments[site.stages];
+  for (int64_t c = 0; c < tail.count; ++c) add_chunk<T>(site, pixel, tail.chunks[c], false, list, alive, partial);
   for (int at = 0; at < alive; at += W) {
     const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
-    Vec sum = neuron_sums<T>(site, pixel, tail, false, lanes.list, lanes.count);
-    if (!site.principal) sum = load(partial + at) + sum;
-    finish<T>(lanes, sum);
+    finish<T>(lanes, load(partial + at));
   }
 }
 

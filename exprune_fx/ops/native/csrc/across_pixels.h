@@ -1,4 +1,7 @@
 // Many pixels: for each neuron a list of the pixels where it is alive, W of which share each load of its weights.
+//
+// A piece of work is a tile of pixels and a few dozen neurons. Chunk by chunk, all of its neurons read the same small
+// part of the input, which therefore stays in the innermost cache while the weights pass by.
 #pragma once
 
 #include "dot.h"
@@ -11,215 +14,248 @@ namespace EXPRUNE_ISA_NAMESPACE {
 constexpr int kPixelVectors = W == 16 ? 4 : 2;  // register tile of a head in pixel lanes: this many vectors of pixels
 constexpr int kHeadNeurons = W == 4 ? 2 : (W == 16 ? 6 : 4);  // times this many neurons
 constexpr int kLaneTile = kPixelVectors * W;
+constexpr int kMostNeurons = 96;  // of a piece of work
+constexpr int64_t kSmallImage = 4;  // rows: here a kernel's outer rows lie in the padding often
 
-// A tile of pixels, and the neurons that a piece of work covers.
-struct Tile {
-  const Site& site;
-  Pixel pixels[kTile];
-  int64_t inputs[kTile], heads[kTile];
-  int32_t everyone[kTile + W];
-  int count;
-
-  explicit Tile(const Site& s) : site(s) {}
-};
-
-static inline void fill(Tile& tile, int64_t first, int count) {
-  tile.count = count;
-  for (int j = 0; j < count; ++j) {
-    tile.pixels[j] = pixel_at(tile.site, first + j);
-    tile.inputs[j] = tile.pixels[j].input;
-    tile.heads[j] = tile.pixels[j].head;
-    tile.everyone[j] = j;
-  }
-  for (int j = count; j < count + W && j < kTile + W; ++j) tile.everyone[j] = 0;
-}
-
-// The sums of one segment of a neuron's terms at up to W listed pixels. Kernel rows in the padding are left out.
-template <class T>
-EXPRUNE_INLINE Vec segment_sums(const Tile& tile, const Segment& segment, const T* row, bool head, const int32_t* list,
-                                int count) {
-  const Site& site = tile.site;
-  const float* base = head ? site.head_input.data : site.input.data;
-  const int64_t* offsets = head ? tile.heads : tile.inputs;
-  const float* fields[W];
-  for (int j = 0; j < count; ++j) fields[j] = base + offsets[list[j]];
-  Vec sum[W];
-  for (int j = 0; j < W; ++j) sum[j] = zero();
-  for (int64_t ky = 0; ky < site.geometry.kernel_rows; ++ky) {
-    int from = 0, to = count;
-    while (from < to && tile.pixels[list[from]].first_row > ky) ++from;
-    while (to > from && tile.pixels[list[to - 1]].last_row <= ky) --to;
-    for (int32_t r = segment.of_row[ky]; r < segment.of_row[ky + 1]; ++r) {
-      const Run& run = segment.runs[r];
-      accumulate(to - from, row + run.weight, fields + from, run.input, run.length, sum + from);
-    }
-  }
-  return sums(sum);
-}
-
-// Sum and sum of squares of one segment's terms at up to W listed pixels. Runs are one a tap.
-template <class T>
-static inline void segment_squares(const Tile& tile, const Segment& segment, const T* row, const int32_t* list,
-                                   int count, Vec& total, Vec& squares) {
-  const Site& site = tile.site;
-  Vec s[W], q[W];
-  for (int j = 0; j < W; ++j) s[j] = q[j] = zero();
-  for (int j = 0; j < count; ++j) {
-    terms_of(site, segment, site.input.data + tile.inputs[list[j]], row, s[j], q[j]);
-  }
-  total = total + sums(s);
-  squares = squares + sums(q);
-}
-
-// What goes on of one neuron: tile positions and what was summed up of each.
+// What goes on of one neuron: positions in the tile, and what was summed up at each.
 struct Alive {
   int32_t list[kTile + W];
   float partial[kTile + W], squares[kTile + W];
   int count;
 };
 
-// Stages from `stage` on, for whoever is alive before it, then the tail.
+// One piece of work.
+struct Tile {
+  const Site& site;
+  Pixel pixels[kTile];
+  int64_t offsets[kTile];  // of the receptive fields in the plane that is being read
+  int32_t everyone[kTile + W];
+  int count;
+  int64_t first_neuron;
+  int neurons;
+  Alive alive[kMostNeurons];
+
+  explicit Tile(const Site& s) : site(s) {}
+};
+
+static inline void fill(Tile& tile, int64_t first, int count) {
+  tile.count = count;
+  for (int j = 0; j < count; ++j) tile.pixels[j] = pixel_at(tile.site, first + j);
+  for (int j = 0; j < kTile + W; ++j) tile.everyone[j] = j < count ? j : 0;
+}
+
+static inline void enter(Tile& tile, const Plane& plane) {
+  for (int j = 0; j < tile.count; ++j) tile.offsets[j] = plane.offset + tile.pixels[j].cell * plane.pitch;
+}
+
 template <class T>
-static inline void go_on(const Tile& tile, int64_t output, int64_t stage, Alive& alive) {
+EXPRUNE_INLINE const T* row_of(const Rows& rows, int64_t neuron) {
+  return static_cast<const T*>(rows.data) + neuron * rows.stride;
+}
+
+EXPRUNE_INLINE AcrossPixels lanes_of(const Tile& tile, int64_t neuron, const int32_t* list, int at, int count) {
+  return {tile.site, tile.pixels, list + at, neuron, count - at < W ? count - at : W};
+}
+
+// The sums of one chunk of a neuron's terms at up to W listed pixels. Where images are small enough for it to matter,
+// kernel rows that all of the pixels miss are left out.
+template <class T>
+EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float* data, const T* row,
+                              const int32_t* list, int count) {
+  const float* fields[W];
+  for (int j = 0; j < count; ++j) fields[j] = data + tile.offsets[list[j]];
+  int32_t first = 0, last = static_cast<int32_t>(tile.site.geometry.kernel_rows);
+  if (tile.site.geometry.rows_out <= kSmallImage) {  // listed pixels are in the order of their rows
+    first = tile.pixels[list[count - 1]].first_row;
+    last = tile.pixels[list[0]].last_row;
+  }
+  const Streams<T, float, false> streams{row, fields};
+  return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
+}
+
+// Asks for what a chunk reads of a row of weights. The rows lie apart by more than the hardware looks ahead.
+template <class T>
+EXPRUNE_INLINE void prefetch(const Chunk& chunk, int64_t kernel_rows, const T* row) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[kernel_rows]; ++run) {
+    for (int64_t i = 0; i < run->length; i += line) __builtin_prefetch(row + run->weight + i);
+  }
+}
+
+// Adds one segment to whoever is alive, chunk by chunk.
+template <class T>
+static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
   const Site& site = tile.site;
-  const T* row = static_cast<const T*>(site.weight.data) + output * site.weight.stride;
-  for (; stage < site.stages; ++stage) {
+  const Rows& weight = head ? site.head_weight : site.weight;
+  const float* data = head ? site.head_input.data : site.input.data;
+  for (int64_t c = 0; c < segment.count; ++c) {
+    const Chunk& chunk = segment.chunks[c];
+    enter(tile, chunk.plane);
+    for (int n = 0; n < tile.neurons; ++n) {
+      Alive& alive = tile.alive[n];
+      const T* row = row_of<T>(weight, tile.first_neuron + n);
+      if (n + 1 < tile.neurons && tile.alive[n + 1].count) {
+        prefetch(chunk, site.geometry.kernel_rows, row_of<T>(weight, tile.first_neuron + n + 1));
+      }
+      for (int at = 0; at < alive.count; at += W) {
+        const int count = alive.count - at < W ? alive.count - at : W;
+        const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count);
+        store(alive.partial + at, load(alive.partial + at) + sum);
+      }
+    }
+  }
+}
+
+// The same with the squares of the terms, for the guards that need them.
+template <class T>
+static inline void add_squares(Tile& tile, const Segment& segment) {
+  for (int n = 0; n < tile.neurons; ++n) {
+    Alive& alive = tile.alive[n];
+    const T* row = row_of<T>(tile.site.weight, tile.first_neuron + n);
+    for (int at = 0; at < alive.count; at += W) {
+      Vec s[W], q[W];
+      for (int j = 0; j < W; ++j) s[j] = q[j] = zero();
+      for (int j = 0; j < W && at + j < alive.count; ++j) {
+        terms_of(tile.site, segment, tile.pixels[alive.list[at + j]].cell, row, s[j], q[j]);
+      }
+      store(alive.partial + at, load(alive.partial + at) + sums(s));
+      store(alive.squares + at, load(alive.squares + at) + sums(q));
+    }
+  }
+}
+
+// Asks the guard, and keeps who goes on.
+static inline void select(Tile& tile, int64_t stage) {
+  const bool squares = needs_squares(tile.site.guard);
+  for (int n = 0; n < tile.neurons; ++n) {
+    Alive& alive = tile.alive[n];
     int next = 0;
     for (int at = 0; at < alive.count; at += W) {
-      const AcrossPixels lanes{site, tile.pixels, alive.list + at, output, alive.count - at < W ? alive.count - at : W};
-      Vec partial = load(alive.partial + at), squares = zero();
-      if (needs_squares(site.guard)) {
-        squares = load(alive.squares + at);
-        segment_squares(tile, site.segments[stage], row, lanes.list, lanes.count, partial, squares);
-      } else {
-        partial = partial + segment_sums(tile, site.segments[stage], row, false, lanes.list, lanes.count);
-      }
-      const uint32_t bits = alive_after(lanes, stage, partial, squares);
+      const AcrossPixels lanes = lanes_of(tile, tile.first_neuron + n, alive.list, at, alive.count);
+      const Vec s = load(alive.partial + at), q = squares ? load(alive.squares + at) : zero();
+      const uint32_t bits = alive_after(lanes, stage, s, q);
       compress(alive.list + next, lanes.list, bits);
-      compress(alive.partial + next, partial, bits);
-      if (needs_squares(site.guard)) compress(alive.squares + next, squares, bits);
+      compress(alive.partial + next, s, bits);
+      if (squares) compress(alive.squares + next, q, bits);
       next += __builtin_popcount(bits);
     }
     alive.count = next;
   }
-  const Segment& tail = site.segments[site.stages];
-  for (int at = 0; at < alive.count; at += W) {
-    const AcrossPixels lanes{site, tile.pixels, alive.list + at, output, alive.count - at < W ? alive.count - at : W};
-    Vec sum = segment_sums(tile, tail, row, false, lanes.list, lanes.count);
-    if (!site.principal) sum = load(alive.partial + at) + sum;
-    finish<T>(lanes, sum);
+}
+
+static inline void everyone_alive(Tile& tile) {
+  const size_t count = static_cast<size_t>(tile.count + W - 1) / W * W;
+  for (int n = 0; n < tile.neurons; ++n) {
+    Alive& alive = tile.alive[n];
+    alive.count = tile.count;
+    memcpy(alive.list, tile.everyone, sizeof(int32_t) * count);
+    memset(alive.partial, 0, sizeof(float) * count);
+    if (needs_squares(tile.site.guard)) memset(alive.squares, 0, sizeof(float) * count);
   }
 }
 
-// The head by dot products, for one neuron at all pixels of the tile.
-template <class T>
-static inline void head_by_dots(const Tile& tile, int64_t output, Alive& alive) {
-  const Site& site = tile.site;
-  alive.count = 0;
-  const T* row = static_cast<const T*>(site.head_weight.data) + output * site.head_weight.stride;
-  for (int at = 0; at < tile.count; at += W) {
-    const AcrossPixels lanes{site, tile.pixels, tile.everyone + at, output, tile.count - at < W ? tile.count - at : W};
-    Vec partial = zero(), squares = zero();
-    if (needs_squares(site.guard)) {
-      segment_squares(tile, site.segments[0], row, lanes.list, lanes.count, partial, squares);
-    } else {
-      partial = segment_sums(tile, site.segments[0], row, true, lanes.list, lanes.count);
-    }
-    const uint32_t bits = alive_after(lanes, 0, partial, squares);
-    compress(alive.list + alive.count, lanes.list, bits);
-    compress(alive.partial + alive.count, partial, bits);
-    if (needs_squares(site.guard)) compress(alive.squares + alive.count, squares, bits);
-    alive.count += __builtin_popcount(bits);
-  }
-}
+// --- the head as a matrix product in registers: kHeadNeurons neurons x kLaneTile pixels ----------------------------
 
-// Every neuron whole: a site without a head.
-static inline void everyone_alive(const Tile& tile, Alive& alive) {
-  alive.count = tile.count;
-  memcpy(alive.list, tile.everyone, sizeof(int32_t) * static_cast<size_t>(tile.count));
-  memset(alive.partial, 0, sizeof alive.partial);
-}
-
-// The head as a matrix product in registers, kHeadNeurons neurons x kLaneTile pixels.
 // panel: [numbers that a neuron's head reads, kLaneTile], in the order of the head's runs.
 template <class T, int N>
-EXPRUNE_INLINE void head_product(const Segment& head, int64_t kernel_rows, const T* const* rows, const float* panel,
-                                 Vec (*sum)[kPixelVectors]) {
-  Vec s[N][kPixelVectors];
-  for (int n = 0; n < N; ++n) {
-    for (int v = 0; v < kPixelVectors; ++v) s[n][v] = zero();
-  }
-  for (int32_t r = 0; r < head.of_row[kernel_rows]; ++r) {
-    const Run& run = head.runs[r];
-    for (int64_t i = 0; i < run.length; ++i, panel += kLaneTile) {
-      Vec x[kPixelVectors];
-      for (int v = 0; v < kPixelVectors; ++v) x[v] = load(panel + v * W);
-      for (int n = 0; n < N; ++n) {
-        const Vec w = all(widen(rows[n][run.weight + i]));
-        for (int v = 0; v < kPixelVectors; ++v) s[n][v] = fma(w, x[v], s[n][v]);
+static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
+  const Site& site = tile.site;
+  const Segment& head = site.segments[0];
+  const T* rows[N];
+  for (int n = 0; n < N; ++n) rows[n] = row_of<T>(site.head_weight, tile.first_neuron + first + n);
+  Vec s[N * kPixelVectors];
+  unrolled<N * kPixelVectors>([&](auto k) EXPRUNE_LAMBDA { s[k] = zero(); });
+  for (int64_t c = 0; c < head.count; ++c) {
+    const Chunk& chunk = head.chunks[c];
+    for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
+      for (int64_t i = run->weight; i < run->weight + run->length; ++i, panel += kLaneTile) {
+        Vec x[kPixelVectors];
+        unrolled<kPixelVectors>([&](auto v) EXPRUNE_LAMBDA { x[v] = load(panel + v * W); });
+        unrolled<N>([&](auto n) EXPRUNE_LAMBDA {
+          const Vec w = all(widen(rows[n][i]));
+          unrolled<kPixelVectors>([&](auto v) EXPRUNE_LAMBDA {
+            constexpr int k = n * kPixelVectors + v;
+            s[k] = fma(w, x[v], s[k]);
+          });
+        });
       }
     }
   }
+  Vec sum[N * kPixelVectors];  // a copy: what is indexed by a variable lies in memory
+  unrolled<N * kPixelVectors>([&](auto k) EXPRUNE_LAMBDA { sum[k] = s[k]; });
   for (int n = 0; n < N; ++n) {
-    for (int v = 0; v < kPixelVectors; ++v) sum[n][v] = s[n][v];
-  }
-}
-
-template <class T, int N>
-static inline void neurons_in_pixel_lanes(const Tile& tile, int64_t output, const float* panel, Alive& alive) {
-  const Site& site = tile.site;
-  const T* rows[N];
-  for (int n = 0; n < N; ++n) {
-    rows[n] = static_cast<const T*>(site.head_weight.data) + (output + n) * site.head_weight.stride;
-  }
-  Vec sum[N][kPixelVectors];
-  head_product<T, N>(site.segments[0], site.geometry.kernel_rows, rows, panel, sum);
-  for (int n = 0; n < N; ++n) {
+    Alive& alive = tile.alive[first + n];
     alive.count = 0;
-    for (int v = 0; v < kPixelVectors && v * W < tile.count; ++v) {
-      const int count = tile.count - v * W < W ? tile.count - v * W : W;
-      const AcrossPixels lanes{site, tile.pixels, tile.everyone + v * W, output + n, count};
-      const uint32_t bits = alive_after(lanes, 0, sum[n][v], zero());
+    for (int at = 0; at < tile.count; at += W) {
+      const AcrossPixels lanes = lanes_of(tile, tile.first_neuron + first + n, tile.everyone, at, tile.count);
+      const uint32_t bits = alive_after(lanes, 0, sum[n * kPixelVectors + at / W], zero());
       compress(alive.list + alive.count, lanes.list, bits);
-      compress(alive.partial + alive.count, sum[n][v], bits);
+      compress(alive.partial + alive.count, sum[n * kPixelVectors + at / W], bits);
       alive.count += __builtin_popcount(bits);
     }
-    go_on<T>(tile, output + n, 1, alive);
   }
 }
 
-// The panel of one tile: what the heads of all neurons read at each of its pixels, one vector lane a pixel.
-static inline void fill_panel(const Tile& tile, float* panel) {
+// The panel of one tile: what the heads of all neurons read at each of its pixels, a vector lane a pixel.
+static inline void fill_panel(Tile& tile, float* panel) {
   const Site& site = tile.site;
   const Segment& head = site.segments[0];
-  for (int32_t r = 0; r < head.of_row[site.geometry.kernel_rows]; ++r) {
-    const Run& run = head.runs[r];
-    for (int j = 0; j < kLaneTile; ++j) {
-      const float* field = site.head_input.data + tile.heads[j < tile.count ? j : 0] + run.input;
-      for (int64_t i = 0; i < run.length; ++i) panel[i * kLaneTile + j] = field[i];
+  for (int64_t c = 0; c < head.count; ++c) {
+    const Chunk& chunk = head.chunks[c];
+    enter(tile, chunk.plane);
+    for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
+      for (int j = 0; j < kLaneTile; ++j) {
+        const float* field = site.head_input.data + tile.offsets[j < tile.count ? j : 0] + run->input;
+        for (int64_t i = 0; i < run->length; ++i) panel[i * kLaneTile + j] = field[i];
+      }
+      panel += run->length * kLaneTile;
     }
-    panel += run.length * kLaneTile;
   }
+}
+
+// --- a piece of work ------------------------------------------------------------------------------------------------
+
+template <class T>
+static inline void head(Tile& tile, const float* panel) {
+  const Site& site = tile.site;
+  if (site.head_in_pixel_lanes) {
+    int n = 0;
+    for (; n + kHeadNeurons <= tile.neurons; n += kHeadNeurons) head_in_lanes<T, kHeadNeurons>(tile, n, panel);
+    for (; n + 2 <= tile.neurons; n += 2) head_in_lanes<T, 2>(tile, n, panel);
+    for (; n < tile.neurons; ++n) head_in_lanes<T, 1>(tile, n, panel);
+    return;
+  }
+  everyone_alive(tile);
+  if (site.stages == 0) return;
+  if (needs_squares(site.guard)) {
+    add_squares<T>(tile, site.segments[0]);
+  } else {
+    add_segment<T>(tile, site.segments[0], true);
+  }
+  select(tile, 0);
 }
 
 template <class T>
-static inline void neurons(const Tile& tile, int64_t first, int64_t last, const float* panel, Alive& alive) {
+static inline void work(Tile& tile, const float* panel) {
   const Site& site = tile.site;
-  int64_t output = first;
-  if (site.head_in_pixel_lanes) {
-    for (; output + kHeadNeurons <= last; output += kHeadNeurons) {
-      neurons_in_pixel_lanes<T, kHeadNeurons>(tile, output, panel, alive);
-    }
-    for (; output < last; ++output) neurons_in_pixel_lanes<T, 1>(tile, output, panel, alive);
-    return;
-  }
-  for (; output < last; ++output) {
-    if (site.stages) {
-      head_by_dots<T>(tile, output, alive);
+  head<T>(tile, panel);
+  for (int64_t stage = 1; stage < site.stages; ++stage) {
+    if (needs_squares(site.guard)) {
+      add_squares<T>(tile, site.segments[stage]);
     } else {
-      everyone_alive(tile, alive);
+      add_segment<T>(tile, site.segments[stage], false);
     }
-    go_on<T>(tile, output, site.stages ? 1 : 0, alive);
+    select(tile, stage);
+  }
+  if (site.principal) {
+    for (int n = 0; n < tile.neurons; ++n) memset(tile.alive[n].partial, 0, sizeof tile.alive[n].partial);
+  }
+  add_segment<T>(tile, site.segments[site.stages], false);
+  for (int n = 0; n < tile.neurons; ++n) {
+    const Alive& alive = tile.alive[n];
+    for (int at = 0; at < alive.count; at += W) {
+      finish<T>(lanes_of(tile, tile.first_neuron + n, alive.list, at, alive.count), load(alive.partial + at));
+    }
   }
 }
 

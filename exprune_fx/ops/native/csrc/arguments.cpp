@@ -23,52 +23,106 @@ Activation activation_of(const std::string& name) {
   STD_TORCH_CHECK(false, "exprune: unknown activation '", name, "'");
 }
 
-// Strides of a weight [outputs, channels, kh, kw] whose channels are neighbours.
-struct Layout {
-  int64_t output, row, column, channels;
-};
+// --- planes: how the channels of an image are cut -------------------------------------------------------------------
 
-Layout layout_of(const Tensor& weight) {
-  const auto strides = weight.strides();
-  return {strides[0], strides[2], strides[3], weight.size(1)};
+constexpr int64_t kLine = 16;                // numbers of a cache line
+constexpr int64_t kInnermostCache = 7168;    // numbers of the input that a chunk may read: most of 32 KiB
+constexpr int64_t kTilePixels = 64;
+constexpr int64_t kLinearChunk = 512;
+constexpr int64_t kFewPixels = 4;
+constexpr int64_t kManyPixels = 64;          // of an image: they fill the register tile of a head in pixel lanes
+constexpr int64_t kMostTaps = 64;
+
+int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+bool is_linear(const Geometry& g) { return g.rows_in == 1 && g.columns_in == 1 && g.padding_rows == 0 && g.padding_columns == 0; }
+
+// The widest chunk, in channels. It depends on one image and never on how many there are: the order of a sum does too.
+int64_t widest_chunk(const Site& site) {
+  const Geometry& g = site.geometry;
+  if (is_linear(g)) return site.block > kLinearChunk ? site.block : kLinearChunk / site.block * site.block;
+  if (site.few_pixels) return INT64_MAX;
+  const int64_t height = g.rows_in + 2 * g.padding_rows, width = g.columns_in + 2 * g.padding_columns;
+  const int64_t tile_rows = divide_up(kTilePixels, g.columns_out);
+  const int64_t rows = (tile_rows - 1) * g.stride_rows + (g.kernel_rows - 1) * g.dilation_rows + 1;
+  const int64_t cells = (rows < height ? rows : height) * width;
+  static const int64_t budget = getenv("KC") ? atoll(getenv("KC")) : kInnermostCache; const int64_t channels = budget / cells / kLine * kLine;
+  return channels < kLine ? kLine : channels;
 }
 
-// Adds the segment of channels first .. last.
-void add_segment(Built& built, const Image& image, const Layout& layout, int64_t first, int64_t last, bool merge) {
-  const Geometry& g = built.site.geometry;
-  const bool whole = first == 0 && last == layout.channels && image.channels == layout.channels;
-  const bool one = merge && whole && g.dilation_columns == 1 && (layout.column == layout.channels || g.kernel_columns == 1);
-  built.of_row.push_back(static_cast<int32_t>(built.runs.size()));
-  for (int64_t ky = 0; ky < g.kernel_rows; ++ky) {
-    for (int64_t kx = 0; kx < (one ? 1 : g.kernel_columns); ++kx) {
-      const int64_t input = (ky * g.dilation_rows * image.width + kx * g.dilation_columns) * image.channels + first;
-      built.runs.push_back({input, ky * layout.row + kx * layout.column + first,
-                            one ? layout.channels * g.kernel_columns : last - first});
-    }
-    built.of_row.push_back(static_cast<int32_t>(built.runs.size()));
+// Adds planes for channels first .. last of images of that many pixels.
+void add_planes(std::vector<Plane>& planes, int64_t first, int64_t last, int64_t widest, int64_t pixels, bool natural,
+                int64_t channels) {
+  const int64_t count = divide_up(last - first, widest);
+  const int64_t even = divide_up(last - first, count);
+  const int64_t lines = divide_up(even, kLine) * kLine;
+  const int64_t step = count == 1 ? last - first : lines < widest ? lines : widest;
+  for (int64_t begin = first; begin < last; begin += step) {
+    const int64_t end = begin + step < last ? begin + step : last;
+    const int64_t pitch = natural ? channels : divide_up(end - begin, kLine) * kLine;
+    const int64_t offset = natural ? begin : planes.empty() ? 0 : planes.back().offset + planes.back().pitch * pixels;
+    planes.push_back({begin, end, offset, pitch});
   }
 }
 
-void add_segments(Built& built, const Head& head) {
+// --- runs -----------------------------------------------------------------------------------------------------------
+
+// One chunk's runs: one a tap, or one a kernel row where the taps are neighbours in the plane and in the weight.
+void add_chunk(Built& built, const Image& image, const Plane& plane, const Weight& weight, bool merge) {
+  const Geometry& g = built.site.geometry;
+  const int64_t length = plane.last - plane.first;
+  const bool whole = length == plane.pitch && length == weight.channels && weight.column_stride == length;
+  const bool one = g.kernel_columns == 1 || (merge && whole && g.dilation_columns == 1);
+  const int64_t taps = one ? 1 : g.kernel_columns;
+  int32_t runs = 0;
+  built.of_row.push_back(0);
+  for (int64_t ky = 0; ky < g.kernel_rows; ++ky) {
+    for (int64_t kx = 0; kx < taps; ++kx, ++runs) {
+      const int64_t input = (ky * g.dilation_rows * image.width + kx * g.dilation_columns) * plane.pitch;
+      built.runs.push_back({input, ky * weight.row_stride + kx * weight.column_stride + plane.first,
+                            one ? length * g.kernel_columns : length});
+    }
+    built.of_row.push_back(runs);
+  }
+  built.chunks.push_back({nullptr, nullptr, plane});
+}
+
+// The segments of a site: chunk pointers are set last, when the vectors do not move any more.
+void add_segments(Built& built) {
   Site& site = built.site;
   const bool squares = site.guard.kind == GuardKind::StatsTest || site.guard.kind == GuardKind::FinitePopulation;
-  const Layout weight = layout_of(built.weight);
-  const int64_t segments = site.stages + 1, rows = site.geometry.kernel_rows;
-  int64_t seen = 0;
+  std::vector<int64_t> ends;  // chunks up to the end of each segment
+  std::vector<int64_t> runs_before;
+  const auto add = [&](const Image& image, const Plane& plane, const Weight& weight) {
+    runs_before.push_back(static_cast<int64_t>(built.runs.size()));
+    add_chunk(built, image, plane, weight, !squares);
+  };
   if (site.principal) {
-    add_segment(built, site.head_input, layout_of(built.up), 0, site.head_input.channels, true);
-  } else {
-    for (int64_t stage : head.stages) {
-      add_segment(built, site.input, weight, seen, stage * site.block, !squares);
-      seen = stage * site.block;
+    for (const Plane& plane : built.head_planes) add(site.head_input, plane, built.up);
+    ends.push_back(static_cast<int64_t>(built.chunks.size()));
+  }
+  int64_t stage = 0;
+  for (const Plane& plane : built.planes) {
+    while (!site.principal && stage < site.stages && plane.first >= site.guard.seen[stage] * site.block) {
+      ends.push_back(static_cast<int64_t>(built.chunks.size()));
+      ++stage;
     }
+    add(site.input, plane, built.weight);
   }
-  add_segment(built, site.input, weight, seen, weight.channels, true);
-  // Each segment's row boundaries were pushed as rows + 1 numbers that count all runs; make them point into the runs.
-  for (int64_t s = 0; s < segments; ++s) {
-    built.segments.push_back({built.runs.data(), built.of_row.data() + s * (rows + 1)});
+  while (static_cast<int64_t>(ends.size()) < site.stages + 1) ends.push_back(static_cast<int64_t>(built.chunks.size()));
+  for (size_t c = 0; c < built.chunks.size(); ++c) {
+    built.chunks[c].runs = built.runs.data() + runs_before[c];
+    built.chunks[c].of_row = built.of_row.data() + static_cast<int64_t>(c) * (site.geometry.kernel_rows + 1);
   }
+  int64_t begin = 0;
+  for (int64_t end : ends) {
+    built.segments.push_back({built.chunks.data() + begin, end - begin});
+    begin = end;
+  }
+  site.segments = built.segments.data();
 }
+
+// --- images ---------------------------------------------------------------------------------------------------------
 
 int64_t padded(int64_t size, int64_t padding) { return size + 2 * padding; }
 
@@ -76,39 +130,90 @@ float* scratch(Purpose purpose, int64_t numbers) {
   return static_cast<float*>(host().scratch(purpose, numbers * static_cast<int64_t>(sizeof(float))));
 }
 
-// The input, widened and with a border of zeros; the tensor itself where it is that already.
-Image image_of(const Source& source, const Geometry& g, int64_t channels) {
-  Image image{nullptr, channels, padded(g.columns_in, g.padding_columns), padded(g.rows_in, g.padding_rows)};
-  const bool border = g.padding_rows != 0 || g.padding_columns != 0;
-  const bool dense = (source.channel == 1 || channels == 1) && (g.columns_in == 1 || source.column == channels) &&
-                     (g.rows_in == 1 || source.row == channels * g.columns_in) &&
-                     (g.images == 1 || source.image == channels * g.columns_in * g.rows_in);
-  if (!border && dense && source.dtype == Dtype::Float32) {
-    image.data = static_cast<const float*>(source.data);
-    return image;
-  }
-  float* data = scratch(kInputImage, g.images * image.height * image.width * channels);
-  kernels().widen_image(source, g, data, image, host());
-  image.data = data;
-  return image;
+bool lies_dense(const Source& source, const Geometry& g, int64_t channels) {
+  return source.dtype == Dtype::Float32 && (source.channel == 1 || channels == 1) &&
+         (g.columns_in == 1 || source.column == channels) &&
+         (g.rows_in == 1 || source.row == channels * g.columns_in) &&
+         (g.images == 1 || source.image == channels * g.columns_in * g.rows_in);
 }
 
-Image head_image(const Built& built, const Tensor& down) {
-  const Site& site = built.site;
+int64_t numbers_of(const std::vector<Plane>& planes, int64_t pixels) {
+  int64_t numbers = 0;
+  for (const Plane& plane : planes) {
+    const int64_t end = plane.offset + plane.pitch * (pixels - 1) + plane.last - plane.first;
+    const int64_t full = (end + kLine - 1) / kLine * kLine + kLine;
+    numbers = full > numbers ? full : numbers;
+  }
+  return numbers;
+}
+
+// The input, widened and with a border of zeros; the tensor itself where it lies as wanted already.
+void make_input(Built& built, const Source& source, int64_t channels) {
+  Site& site = built.site;
   const Geometry& g = site.geometry;
-  Image image{nullptr, down.size(0), site.input.width, site.input.height};
-  const int64_t numbers = g.images * image.height * image.width * image.channels;
+  Image& image = site.input;
+  image = {nullptr, channels, padded(g.columns_in, g.padding_columns), padded(g.rows_in, g.padding_rows), nullptr, 0};
+  const int64_t pixels = g.images * image.height * image.width, widest = widest_chunk(site);
+  const bool bare = g.padding_rows == 0 && g.padding_columns == 0 && lies_dense(source, g, channels);
+  const bool natural = site.few_pixels || (bare && channels <= widest && site.stages == 0);
+  int64_t begin = 0;
+  for (int64_t s = 0; s < site.stages && !site.principal; ++s) {
+    const int64_t end = site.guard.seen[s] * site.block;
+    add_planes(built.planes, begin, end, widest, pixels, natural, channels);
+    begin = end;
+  }
+  if (begin < channels) add_planes(built.planes, begin, channels, widest, pixels, natural, channels);
+  image.planes = built.planes.data();
+  image.plane_count = static_cast<int64_t>(built.planes.size());
+  if (natural && bare) {
+    image.data = static_cast<const float*>(source.data);
+    return;
+  }
+  float* data = scratch(kInputImage, numbers_of(built.planes, pixels));
+  Image whole = image;
+  const Plane all_channels{0, channels, 0, channels};
+  if (natural) {  // its planes lie within one another: written one by one, each would clear a border in the others
+    whole.planes = &all_channels;
+    whole.plane_count = 1;
+  }
+  kernels().widen_image(source, g, data, whole, host());
+  image.data = data;
+}
+
+void make_head_input(Built& built, const Tensor& down) {
+  Site& site = built.site;
+  const Geometry& g = site.geometry;
+  Image& image = site.head_input;
+  image = {nullptr, down.size(0), site.input.width, site.input.height, nullptr, 0};
+  const int64_t pixels = g.images * image.height * image.width;
+  add_planes(built.head_planes, 0, image.channels, widest_chunk(site), pixels, site.few_pixels, image.channels);
+  image.planes = built.head_planes.data();
+  image.plane_count = static_cast<int64_t>(built.head_planes.size());
+  const int64_t numbers = numbers_of(built.head_planes, pixels);
   float* data = scratch(kHeadImage, numbers);
   if (g.padding_rows || g.padding_columns) std::memset(data, 0, sizeof(float) * static_cast<size_t>(numbers));
   const Rows rows{down.data_ptr(), down.strides()[0]};
   kernels().dense_pixels(site.input, g, site.dtype, rows, data, image, host());
   image.data = data;
-  return image;
 }
 
-Tensor with_channels_last(const Tensor& weight) {
-  if (channel_last(weight)) return weight;
-  return torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
+Weight weight_of(const Tensor& tensor) {
+  const bool flat = tensor.dim() == 2;
+  const bool neighbours = tensor.size(1) == 1 || tensor.strides()[1] == 1;
+  Weight weight;
+  if (neighbours) {
+    weight.kept = tensor;
+  } else {  // right, and slow: whoever lowers a graph lays weights out once
+    weight.kept = flat ? torch::stable::contiguous(tensor)
+                       : torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+  }
+  weight.data = weight.kept.data_ptr();
+  weight.outputs = tensor.size(0);
+  weight.channels = tensor.size(1);
+  const auto strides = weight.kept.strides();
+  weight.output_stride = strides[0];
+  if (!flat) weight.row_stride = strides[2], weight.column_stride = strides[3];
+  return weight;
 }
 
 void set_guard(Built& built, const Head& head, int64_t terms) {
@@ -119,14 +224,14 @@ void set_guard(Built& built, const Head& head, int64_t terms) {
   built.seen = head.stages;
   guard.seen = built.seen.data();
   guard.terms = terms;
-  guard.elements = numel(built.weight) / (site.outputs ? site.outputs : 1);
+  guard.elements = built.weight.channels * site.geometry.kernel_rows * site.geometry.kernel_columns;
   STD_TORCH_CHECK((guard.kind == GuardKind::None) == head.stages.empty(), "exprune: guard '", head.guard, "' with ",
                   head.stages.size(), " stages");
   const bool bound = guard.kind == GuardKind::Bound;
   if (bound || guard.kind == GuardKind::Calibrated) {
     STD_TORCH_CHECK(head.limits.has_value(), "exprune: guard '", head.guard, "' needs its limits");
     built.limits = widened(head.limits, site.stages * (bound ? 2 : 1) * site.outputs, "limits");
-    guard.limits = built.limits.data();
+    guard.limits = built.limits.data;
   }
 }
 
@@ -151,16 +256,18 @@ int64_t numel(const Tensor& tensor) {
   return count;
 }
 
-std::vector<float> widened(const Maybe& tensor, int64_t expected, const char* what) {
+Floats widened(const Maybe& tensor, int64_t expected, const char* what) {
   if (!tensor.has_value()) return {};
   STD_TORCH_CHECK(numel(*tensor) == expected, "exprune: ", what, " has ", numel(*tensor), " numbers, not ", expected);
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(*tensor, ScalarType::Float));
-  std::vector<float> numbers(static_cast<size_t>(expected));
-  if (expected) std::memcpy(numbers.data(), wide.data_ptr(), sizeof(float) * numbers.size());
-  return numbers;
+  Tensor wide = *tensor;
+  if (wide.scalar_type() != ScalarType::Float) wide = torch::stable::to(wide, ScalarType::Float);
+  if (!wide.is_contiguous()) wide = torch::stable::contiguous(wide);
+  return {static_cast<const float*>(wide.data_ptr()), wide};
 }
 
-bool channel_last(const Tensor& weight) { return weight.size(1) == 1 || weight.strides()[1] == 1; }
+Tensor row_major(const Tensor& matrix) {
+  return matrix.size(1) == 1 || matrix.strides()[1] == 1 ? matrix : torch::stable::contiguous(matrix);
+}
 
 void build(Built& built, const Source& source, const Geometry& geometry, const Tensor& weight, const Maybe& bias,
            const Head& head, int64_t block, const std::string& activation) {
@@ -168,16 +275,16 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   site.dtype = dtype_of(weight, "the weight");
   STD_TORCH_CHECK(source.dtype == site.dtype, "exprune: input and weight differ in dtype");
   site.geometry = geometry;
-  built.weight = with_channels_last(weight);
+  built.weight = weight_of(weight);
   site.outputs = weight.size(0);
   site.pixels = geometry.images * geometry.rows_out * geometry.columns_out;
-  site.weight = site.head_weight = {built.weight.data_ptr(), built.weight.strides()[0]};
+  site.weight = site.head_weight = {built.weight.data, built.weight.output_stride};
   site.block = block;
   site.stages = static_cast<int64_t>(head.stages.size());
   site.principal = head.down.has_value();
   site.activation = activation_of(activation);
   built.bias = widened(bias, site.outputs, "the bias");
-  site.bias = bias.has_value() ? built.bias.data() : nullptr;
+  site.bias = built.bias.data;
   const int64_t channels = weight.size(1);
   set_guard(built, head, channels / block);
   int64_t before = 0;
@@ -185,20 +292,24 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
     STD_TORCH_CHECK(stage > before && (site.principal || stage * block <= channels), "exprune: stages must increase");
     before = stage;
   }
-  site.input = site.head_input = image_of(source, geometry, channels);
+  const int64_t pixels = geometry.rows_out * geometry.columns_out;  // of one image
+  const int64_t taps = geometry.kernel_rows * geometry.kernel_columns;
+  const bool linear = is_linear(geometry);
+  site.few_pixels = taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
+  const bool squares = site.guard.kind == GuardKind::StatsTest || site.guard.kind == GuardKind::FinitePopulation;
+  site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels;
+  if (site.pixels == 0) return;
+  make_input(built, source, channels);
+  site.head_input = site.input;
   if (site.principal) {
     STD_TORCH_CHECK(head.up.has_value() && site.stages == 1, "exprune: a principal head needs down, up and one rank");
     STD_TORCH_CHECK(dtype_of(*head.down, "down") == site.dtype && dtype_of(*head.up, "up") == site.dtype,
                     "exprune: down and up must have the weight's dtype");
-    built.up = with_channels_last(*head.up);
-    site.head_weight = {built.up.data_ptr(), built.up.strides()[0]};
-    site.head_input = head_image(built, torch::stable::contiguous(*head.down));
+    built.up = weight_of(*head.up);
+    site.head_weight = {built.up.data, built.up.output_stride};
+    make_head_input(built, row_major(*head.down));
   }
-  const bool squares = site.guard.kind == GuardKind::StatsTest || site.guard.kind == GuardKind::FinitePopulation;
-  constexpr int64_t kManyPixels = 64;  // of an image: a register tile of pixels is filled whatever the batch
-  site.head_in_pixel_lanes = site.stages > 0 && !squares && geometry.rows_out * geometry.columns_out >= kManyPixels;
-  add_segments(built, head);
-  site.segments = built.segments.data();
+  add_segments(built);
   if (site.guard.kind == GuardKind::Bound) {
     float* norms = scratch(kNorms, (site.stages + 1) * site.pixels);
     kernels().input_norms(site, norms, host());

@@ -32,24 +32,39 @@ struct Head {
   Maybe limits;
 };
 
+// Numbers as float32: the tensor's own where it is that already, else a copy.
+struct Floats {
+  const float* data = nullptr;
+  Tensor kept;
+};
+
+// A weight [outputs, channels(, kh, kw)] whose channels are neighbours.
+struct Weight {
+  Tensor kept;
+  const void* data = nullptr;
+  int64_t outputs = 0, channels = 0;
+  int64_t output_stride = 0, row_stride = 0, column_stride = 0;
+};
+
 // What a site was built from: it owns all that the site points to.
 struct Built {
   Site site{};
-  Tensor weight, up;
+  Weight weight, up;
+  std::vector<Plane> planes, head_planes;
   std::vector<Run> runs;
   std::vector<int32_t> of_row;
+  std::vector<Chunk> chunks;
   std::vector<Segment> segments;
   Sizes seen;
-  std::vector<float> bias, limits;
-  Tensor residual;
+  Floats bias, limits, residual;
 };
 
 Dtype dtype_of(const Tensor& tensor, const char* what);
 int64_t numel(const Tensor& tensor);
-std::vector<float> widened(const Maybe& tensor, int64_t expected, const char* what);
-bool channel_last(const Tensor& weight);
+Floats widened(const Maybe& tensor, int64_t expected, const char* what);
+Tensor row_major(const Tensor& matrix);
 
-// Fills in all but the result: geometry and source say how the input lies, weight is [outputs, channels, kh, kw].
+// Fills in all but the residual and the result. The geometry and the source say how the input lies.
 void build(Built& built, const Source& source, const Geometry& geometry, const Tensor& weight, const Maybe& bias,
            const Head& head, int64_t block, const std::string& activation);
 

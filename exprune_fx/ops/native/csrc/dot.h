@@ -10,52 +10,83 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-// sum[j] += shared[0:length] * other[j][0:length], lane by lane.
+// V vectors of the shared stream, each used by all others.
+template <int N, int V, class A, class B>
+EXPRUNE_INLINE void add_vectors(const A* shared, const B* const* other, int64_t offset, Vec (&s)[N]) {
+  Vec a[V];
+  unrolled<V>([&](auto v) EXPRUNE_LAMBDA { a[v] = load(shared + v * W); });
+  forget();
+  unrolled<N>([&](auto j) EXPRUNE_LAMBDA {
+    const B* p = other[j] + offset;
+    unrolled<V>([&](auto v) EXPRUNE_LAMBDA { s[j] = fma(a[v], load(p + v * W), s[j]); });
+  });
+}
+
+// One run: s[j] += shared[0:length] * other[j][0:length], lane by lane.
 template <int N, class A, class B>
-EXPRUNE_INLINE void accumulate_n(const A* shared, const B* const* other, int64_t offset, int64_t length, Vec* sum) {
-  Vec s[N];
-  for (int j = 0; j < N; ++j) s[j] = sum[j];
+EXPRUNE_INLINE void add_run(const A* shared, const B* const* other, int64_t offset, int64_t length, Vec (&s)[N]) {
   int64_t i = 0;
-  for (; i + 4 * W <= length; i += 4 * W) {
-    const Vec a0 = load(shared + i), a1 = load(shared + i + W);
-    const Vec a2 = load(shared + i + 2 * W), a3 = load(shared + i + 3 * W);
-    for (int j = 0; j < N; ++j) {
-      const B* p = other[j] + offset + i;
-      s[j] = fma(a0, load(p), s[j]);
-      s[j] = fma(a1, load(p + W), s[j]);
-      s[j] = fma(a2, load(p + 2 * W), s[j]);
-      s[j] = fma(a3, load(p + 3 * W), s[j]);
-    }
+  for (; i + 4 * W <= length; i += 4 * W) add_vectors<N, 4>(shared + i, other, offset + i, s);
+  if (i + 2 * W <= length) {
+    add_vectors<N, 2>(shared + i, other, offset + i, s);
+    i += 2 * W;
   }
-  for (; i + W <= length; i += W) {
-    const Vec a = load(shared + i);
-    for (int j = 0; j < N; ++j) s[j] = fma(a, load(other[j] + offset + i), s[j]);
+  if (i + W <= length) {
+    add_vectors<N, 1>(shared + i, other, offset + i, s);
+    i += W;
   }
   if (i < length) {
     const int rest = static_cast<int>(length - i);
     const Vec a = load_first(shared + i, rest);
-    for (int j = 0; j < N; ++j) s[j] = fma(a, load_first(other[j] + offset + i, rest), s[j]);
+    forget();
+    unrolled<N>([&](auto j) EXPRUNE_LAMBDA { s[j] = fma(a, load_first(other[j] + (offset + i), rest), s[j]); });
   }
-  for (int j = 0; j < N; ++j) sum[j] = s[j];
 }
 
-template <class A, class B>
-static inline void accumulate(int n, const A* shared, const B* const* other, int64_t offset, int64_t length, Vec* sum) {
+// The two streams of a product. A run says where in each it lies.
+template <class A, class B, bool kInputIsShared>
+struct Streams {
+  const A* shared;
+  const B* const* other;
+
+  EXPRUNE_INLINE_METHOD const A* at(const Run& run) const { return shared + (kInputIsShared ? run.input : run.weight); }
+  EXPRUNE_INLINE_METHOD int64_t offset(const Run& run) const { return kInputIsShared ? run.weight : run.input; }
+};
+
+// The sums over some runs, in lanes 0 .. N - 1. They stay in registers from the first run to the last.
+template <int N, class StreamsT>
+static __attribute__((noinline)) Vec sum_runs_n(const StreamsT& streams, const Run* run, const Run* end) {
+  Vec s[N];
+  unrolled<N>([&](auto j) EXPRUNE_LAMBDA { s[j] = zero(); });
+  for (; run != end; ++run) add_run<N>(streams.at(*run), streams.other, streams.offset(*run), run->length, s);
+  Vec lanes[W];
+  unrolled<W>([&](auto j) EXPRUNE_LAMBDA {
+    if constexpr (j < N) {
+      lanes[j] = s[j];
+    } else {
+      lanes[j] = zero();
+    }
+  });
+  return sums(lanes);
+}
+
+template <class StreamsT>
+static inline Vec sum_runs(int n, const StreamsT& streams, const Run* run, const Run* end) {
 #define EXPRUNE_CASE(N) \
   case N:               \
-    return accumulate_n<N>(shared, other, offset, length, sum);
+    return sum_runs_n<N>(streams, run, end);
   switch (n) {
     EXPRUNE_CASE(1)
     EXPRUNE_CASE(2)
     EXPRUNE_CASE(3)
-    EXPRUNE_CASE(4)
 #if EXPRUNE_ISA > 0
+    EXPRUNE_CASE(4)
     EXPRUNE_CASE(5)
     EXPRUNE_CASE(6)
     EXPRUNE_CASE(7)
-    EXPRUNE_CASE(8)
 #endif
 #if EXPRUNE_ISA == 5
+    EXPRUNE_CASE(8)
     EXPRUNE_CASE(9)
     EXPRUNE_CASE(10)
     EXPRUNE_CASE(11)
@@ -63,12 +94,18 @@ static inline void accumulate(int n, const A* shared, const B* const* other, int
     EXPRUNE_CASE(13)
     EXPRUNE_CASE(14)
     EXPRUNE_CASE(15)
-    EXPRUNE_CASE(16)
 #endif
     default:
-      return;
+      return sum_runs_n<W>(streams, run, end);
   }
 #undef EXPRUNE_CASE
+}
+
+// Dot products of one row with several others, all `length` long.
+template <class A, class B>
+static inline Vec dots(int n, const A* shared, const B* const* other, int64_t length) {
+  const Run run{0, 0, length};
+  return sum_runs(n, Streams<A, B, true>{shared, other}, &run, &run + 1);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

@@ -32,41 +32,46 @@ struct Widening {
   float* to;
 };
 
-// One row of one padded image.
+// One row of one plane of a padded image.
 template <class T>
-void widen_row(const Widening& w, int64_t image, int64_t padded_row) {
+void widen_row(const Widening& w, const Plane& plane, int64_t image, int64_t padded_row) {
   const Geometry& g = *w.geometry;
-  const int64_t channels = w.layout->channels, y = padded_row - g.padding_rows;
-  float* to = w.to + (image * w.layout->height + padded_row) * w.layout->width * channels;
+  const int64_t channels = plane.last - plane.first, y = padded_row - g.padding_rows, pitch = plane.pitch;
+  float* to = w.to + plane.offset + (image * w.layout->height + padded_row) * w.layout->width * pitch;
   if (y < 0 || y >= g.rows_in) {
-    memset(to, 0, sizeof(float) * static_cast<size_t>(w.layout->width * channels));
+    memset(to, 0, sizeof(float) * static_cast<size_t>(w.layout->width * pitch));
     return;
   }
-  const size_t border = sizeof(float) * static_cast<size_t>(g.padding_columns * channels);
+  const size_t border = sizeof(float) * static_cast<size_t>(g.padding_columns * pitch);
   memset(to, 0, border);
-  memset(to + (g.padding_columns + g.columns_in) * channels, 0, border);
-  to += g.padding_columns * channels;
+  memset(to + (g.padding_columns + g.columns_in) * pitch, 0, border);
+  to += g.padding_columns * pitch;
   const Source& s = *w.source;
-  const T* from = static_cast<const T*>(s.data) + image * s.image + y * s.row;
+  const T* from = static_cast<const T*>(s.data) + image * s.image + y * s.row + plane.first * s.channel;
   if (s.channel == 1) {
     for (int64_t x = 0; x < g.columns_in; ++x) {
       int64_t c = 0;
-      for (; c + W <= channels; c += W) store(to + x * channels + c, load(from + x * s.column + c));
-      for (; c < channels; ++c) to[x * channels + c] = widen(from[x * s.column + c]);
+      for (; c + W <= channels; c += W) store(to + x * pitch + c, load(from + x * s.column + c));
+      for (; c < channels; ++c) to[x * pitch + c] = widen(from[x * s.column + c]);
     }
     return;
   }
   for (int64_t c0 = 0; c0 < channels; c0 += W) {  // by blocks of channels: each written line is filled at once
     const int64_t c1 = c0 + W < channels ? c0 + W : channels;
     for (int64_t x = 0; x < g.columns_in; ++x) {
-      for (int64_t c = c0; c < c1; ++c) to[x * channels + c] = widen(from[x * s.column + c * s.channel]);
+      for (int64_t c = c0; c < c1; ++c) to[x * pitch + c] = widen(from[x * s.column + c * s.channel]);
     }
   }
 }
 
 void widen_piece(const void* context, int64_t index) {
   const Widening& w = *static_cast<const Widening*>(context);
-  with_type(w.source->dtype, [&]<class T>(T*) { widen_row<T>(w, index / w.layout->height, index % w.layout->height); });
+  const Plane* planes = w.layout->planes;
+  with_type(w.source->dtype, [&]<class T>(T*) {
+    for (const Plane* plane = planes; plane != planes + w.layout->plane_count; ++plane) {
+      widen_row<T>(w, *plane, index / w.layout->height, index % w.layout->height);
+    }
+  });
 }
 
 void widen_image(const Source& source, const Geometry& geometry, float* to, const Image& layout, const Host& host) {
@@ -85,43 +90,60 @@ struct DensePixels {
   bool few;  // pieces are neurons, not pixels
 };
 
-int64_t inside(const DensePixels& d, const Image& image, int64_t pixel) {
+// A pixel's place in the padded images, which are alike.
+int64_t cell_of(const DensePixels& d, int64_t pixel) {
   const Geometry& g = *d.geometry;
   const int64_t x = pixel % g.columns_in, y = pixel / g.columns_in % g.rows_in, n = pixel / g.columns_in / g.rows_in;
-  return ((n * image.height + y + g.padding_rows) * image.width + x + g.padding_columns) * image.channels;
+  return (n * d.from->height + y + g.padding_rows) * d.from->width + x + g.padding_columns;
 }
 
+template <class F>
+EXPRUNE_INLINE void each_plane(const Image& image, F f) {
+  for (const Plane* plane = image.planes; plane != image.planes + image.plane_count; ++plane) f(*plane);
+}
+
+// Rows of one plane of the result, at up to W pixels.
 template <class T>
-void dense_block(const DensePixels& d, int64_t first_pixel, int count, int64_t first_row, int64_t last_row) {
-  const float* fields[W];
-  float* to[W];
-  for (int j = 0; j < count; ++j) {
-    fields[j] = d.from->data + inside(d, *d.from, first_pixel + j);
-    to[j] = d.to + inside(d, *d.layout, first_pixel + j);
-  }
-  for (int64_t r = first_row; r < last_row; ++r) {
-    Vec sum[W];
-    for (int j = 0; j < W; ++j) sum[j] = zero();
-    accumulate(count, static_cast<const T*>(d.rows->data) + r * d.rows->stride, fields, 0, d.from->channels, sum);
-    float numbers[W];
-    store(numbers, sums(sum));
-    for (int j = 0; j < count; ++j) to[j][r] = numbers[j];
-  }
+void dense_block(const DensePixels& d, int64_t first_pixel, int count) {
+  int64_t cells[W];
+  for (int j = 0; j < count; ++j) cells[j] = cell_of(d, first_pixel + j);
+  each_plane(*d.layout, [&](const Plane& made) {
+    for (int64_t r = made.first; r < made.last; ++r) {
+      const T* row = static_cast<const T*>(d.rows->data) + r * d.rows->stride;
+      Vec total = zero();
+      each_plane(*d.from, [&](const Plane& read) {
+        const float* fields[W];
+        for (int j = 0; j < count; ++j) fields[j] = d.from->data + read.offset + cells[j] * read.pitch;
+        total = total + dots(count, row + read.first, fields, read.last - read.first);
+      });
+      float numbers[W];
+      store(numbers, total);
+      for (int j = 0; j < count; ++j) d.to[made.offset + cells[j] * made.pitch + r - made.first] = numbers[j];
+    }
+  });
 }
 
+// Rows first_row .. last_row of the result at one pixel, W at a time.
 template <class T>
 void dense_at(const DensePixels& d, int64_t pixel, int64_t first_row, int64_t last_row) {
-  const float* field = d.from->data + inside(d, *d.from, pixel);
-  float* to = d.to + inside(d, *d.layout, pixel);
-  for (int64_t at = first_row; at < last_row; at += W) {
-    const int count = static_cast<int>(last_row - at < W ? last_row - at : W);
-    const T* rows[W];
-    Vec sum[W];
-    for (int j = 0; j < W; ++j) sum[j] = zero();
-    for (int j = 0; j < count; ++j) rows[j] = static_cast<const T*>(d.rows->data) + (at + j) * d.rows->stride;
-    accumulate(count, field, rows, 0, d.from->channels, sum);
-    store_first(to + at, sums(sum), count);
-  }
+  const int64_t cell = cell_of(d, pixel);
+  each_plane(*d.layout, [&](const Plane& made) {
+    const int64_t begin = first_row > made.first ? first_row : made.first;
+    const int64_t end = last_row < made.last ? last_row : made.last;
+    for (int64_t at = begin; at < end; at += W) {
+      const int count = static_cast<int>(end - at < W ? end - at : W);
+      Vec total = zero();
+      each_plane(*d.from, [&](const Plane& read) {
+        const T* rows[W];
+        for (int j = 0; j < count; ++j) {
+          rows[j] = static_cast<const T*>(d.rows->data) + (at + j) * d.rows->stride + read.first;
+        }
+        const float* field = d.from->data + read.offset + cell * read.pitch;
+        total = total + dots(count, field, rows, read.last - read.first);
+      });
+      store_first(d.to + made.offset + cell * made.pitch + at - made.first, total, count);
+    }
+  });
 }
 
 void dense_piece(const void* context, int64_t index) {
@@ -135,7 +157,7 @@ void dense_piece(const void* context, int64_t index) {
     }
     const int64_t end = (index + 1) * kPixelsAPiece, last = end < d.pixels ? end : d.pixels;
     for (int64_t p = index * kPixelsAPiece; p < last; p += W) {
-      dense_block<T>(d, p, static_cast<int>(last - p < W ? last - p : W), 0, rows);
+      dense_block<T>(d, p, static_cast<int>(last - p < W ? last - p : W));
     }
   });
 }
@@ -154,24 +176,27 @@ struct Norms {
   float* norms;    // [stages + 1, pixels]
 };
 
-// The squares of one padded pixel's channels, added up from each stage's end on, and of all.
+// The squares of one padded pixel's channels, added up from each stage's end on, and of all. A plane never straddles
+// the end of a stage.
 void squares_piece(const void* context, int64_t row) {
   const Norms& n = *static_cast<const Norms*>(context);
   const Site& site = *n.site;
   const Image& image = site.input;
   const int64_t all_pixels = site.geometry.images * image.height * image.width;
   for (int64_t x = row * image.width; x < (row + 1) * image.width; ++x) {
-    const float* field = image.data + x * image.channels;
     for (int64_t s = 0; s <= site.stages; ++s) {
-      const bool whole = s == site.stages || site.principal;
-      int64_t c = whole ? 0 : site.guard.seen[s] * site.block;
+      const int64_t from = s == site.stages || site.principal ? 0 : site.guard.seen[s] * site.block;
       Vec sum[W];
       for (int j = 0; j < W; ++j) sum[j] = zero();
-      for (; c < image.channels; c += W) {
-        const int64_t rest = image.channels - c;
-        const Vec v = rest < W ? load_first(field + c, static_cast<int>(rest)) : load(field + c);
-        sum[0] = fma(v, v, sum[0]);
-      }
+      each_plane(image, [&](const Plane& plane) {
+        if (plane.first < from) return;
+        const float* field = image.data + plane.offset + x * plane.pitch;
+        const int64_t channels = plane.last - plane.first;
+        for (int64_t c = 0; c < channels; c += W) {
+          const Vec v = channels - c < W ? load_first(field + c, static_cast<int>(channels - c)) : load(field + c);
+          sum[0] = fma(v, v, sum[0]);
+        }
+      });
       store_first(n.squares + s * all_pixels + x, sums(sum), 1);
     }
   }
@@ -184,7 +209,7 @@ void norms_piece(const void* context, int64_t index) {
   const int64_t all_pixels = g.images * site.input.height * site.input.width;
   const int64_t end = (index + 1) * kPixelsAPiece, last = end < site.pixels ? end : site.pixels;
   for (int64_t p = index * kPixelsAPiece; p < last; ++p) {
-    const int64_t corner = pixel_at(site, p).input / site.input.channels;
+    const int64_t corner = pixel_at(site, p).cell;
     for (int64_t s = 0; s <= site.stages; ++s) {
       float sum = 0;
       for (int64_t ky = 0; ky < g.kernel_rows; ++ky) {

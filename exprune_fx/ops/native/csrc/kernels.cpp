@@ -17,7 +17,6 @@ namespace EXPRUNE_ISA_NAMESPACE {
 namespace {
 
 
-constexpr int64_t kFewPixels = 4;   // of an image: up to this many, a piece of work is some neurons at every pixel
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
 constexpr int64_t kChunk = 48;      // neurons: whole cache lines of results, whole register tiles of the head
 
@@ -35,6 +34,12 @@ void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
   fill(tile, first, static_cast<int>(rest < cut.tile_pixels ? rest : cut.tile_pixels));
 }
 
+// Neurons that stop are never written again.
+template <class T>
+void clear(const Site& site, const Pixel& pixel, int64_t first, int64_t count) {
+  memset(static_cast<T*>(site.result) + pixel.result + first, 0, sizeof(T) * static_cast<size_t>(count));
+}
+
 void panel_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   Tile tile(*cut.site);
@@ -46,13 +51,15 @@ void tile_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   const Site& site = *cut.site;
   const int64_t tile_index = index / cut.chunks, first = index % cut.chunks * cut.chunk_outputs;
-  const int64_t end = first + cut.chunk_outputs, last = end < site.outputs ? end : site.outputs;
+  const int64_t rest = site.outputs - first;
   Tile tile(site);
   fill_tile(cut, tile_index, tile);
+  tile.first_neuron = first;
+  tile.neurons = static_cast<int>(rest < cut.chunk_outputs ? rest : cut.chunk_outputs);
   const float* panel = cut.panels ? cut.panels + tile_index * cut.panel_numbers : nullptr;
   with_type(site.dtype, [&]<class T>(T*) {
-    Alive alive;
-    neurons<T>(tile, first, last, panel, alive);
+    for (int j = 0; j < tile.count; ++j) clear<T>(site, tile.pixels[j], first, tile.neurons);
+    work<T>(tile, panel);
   });
 }
 
@@ -63,26 +70,21 @@ void few_pixels_piece(const void* context, int64_t index) {
   const int64_t last = end < site.outputs ? end : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
     const Pixel pixel = pixel_at(site, p);
-    with_type(site.dtype, [&]<class T>(T*) { neurons_at<T>(site, pixel, first, last); });
+    with_type(site.dtype, [&]<class T>(T*) {
+      clear<T>(site, pixel, first, last - first);
+      neurons_at<T>(site, pixel, first, last);
+    });
   }
 }
 
 int64_t head_numbers(const Site& site) {
-  const Segment& head = site.segments[0];
-  int64_t numbers = 0;
-  for (int32_t r = 0; r < head.of_row[site.geometry.kernel_rows]; ++r) numbers += head.runs[r].length;
-  return numbers;
-}
-
-bool few_pixels(const Site& site) {
   const Geometry& g = site.geometry;
-  const bool one_row = g.rows_in == 1 && g.columns_in == 1;  // a linear layer: its rows of input are the pixels
-  return (one_row ? g.images : g.rows_out * g.columns_out) <= kFewPixels;
+  return g.kernel_rows * g.kernel_columns * (site.principal ? site.head_input.channels : site.guard.seen[0]);
 }
 
 void site(const Site& site, const Host& host) {
   if (site.pixels == 0 || site.outputs == 0) return;
-  if (few_pixels(site)) {
+  if (site.few_pixels) {
     const Cut cut{&site, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
@@ -90,7 +92,8 @@ void site(const Site& site, const Host& host) {
   const int64_t tile_pixels = site.pixels < most ? site.pixels : most;
   const int64_t tiles = divide_up(site.pixels, tile_pixels);
   const int64_t wanted = divide_up(kPieces, tiles);
-  const int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
+  int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
+  if (chunk > kMostNeurons) chunk = kMostNeurons;
   Cut cut{&site, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, nullptr};
   if (site.head_in_pixel_lanes) {
     cut.panel_numbers = head_numbers(site) * kLaneTile;

@@ -10,7 +10,7 @@ constexpr int kTile = 64;  // pixels that a piece of work covers at most
 
 struct Pixel {
   int64_t index;            // in the order of the kernels: row by row through all images
-  int64_t input, head;      // offset of its receptive field's first number, in the image and in the head's image
+  int64_t cell;             // its receptive field's first pixel in the padded image
   int64_t result, residual; // offset of its first neuron
   int32_t first_row, last_row, first_column, last_column;  // kernel rows and columns that do not lie in the padding
 };
@@ -34,8 +34,7 @@ EXPRUNE_INLINE Pixel pixel_at(const Site& site, int64_t index) {
   const int64_t top = y - g.padding_rows, left = x - g.padding_columns;
   Pixel p;
   p.index = index;
-  p.input = ((image * site.input.height + y) * site.input.width + x) * site.input.channels;
-  p.head = ((image * site.head_input.height + y) * site.head_input.width + x) * site.head_input.channels;
+  p.cell = (image * site.input.height + y) * site.input.width + x;
   p.result = ((image * g.rows_out + row) * g.columns_out + column) * site.outputs;
   p.residual = image * site.residual_image + row * site.residual_row + column * site.residual_column;
   p.first_row = first_inside(top, g.dilation_rows);

@@ -94,7 +94,7 @@ std::string kernels_isa() { return kernels().name; }
 
 Tensor rows_of(const Tensor& x, int64_t features) {
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == features, "exprune: input and weight differ in features");
-  return torch::stable::reshape(x, {features ? numel(x) / features : 0, features});
+  return x.dim() == 2 ? x : torch::stable::reshape(x, {features ? numel(x) / features : 0, features});
 }
 
 Sizes with_last(const Tensor& x, int64_t last) {
@@ -103,19 +103,12 @@ Sizes with_last(const Tensor& x, int64_t last) {
   return sizes;
 }
 
-// A weight [outputs, features] as [outputs, features, 1, 1].
-Tensor as_taps(const Tensor& weight) { return torch::stable::unsqueeze(torch::stable::unsqueeze(weight, 2), 3); }
-
-Tensor row_major(const Tensor& weight) {
-  return weight.strides()[1] == 1 ? weight : torch::stable::contiguous(weight);
-}
-
 struct LinearSite {
   Tensor rows;
   Built built;
 };
 
-void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const Maybe& bias, Head head, int64_t block,
+void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const Maybe& bias, const Head& head, int64_t block,
                   const std::string& activation) {
   STD_TORCH_CHECK(weight.dim() == 2 && block >= 1, "exprune: a linear weight is [outputs, features]");
   made.rows = rows_of(x, weight.size(1));
@@ -123,8 +116,7 @@ void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const
   const int64_t rows = made.rows.size(0);
   const Source source{dtype_of(made.rows, "the input"), made.rows.data_ptr(), strides[0], 0, 0, strides[1]};
   const Geometry geometry{rows, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1};
-  if (head.up.has_value()) head.up = as_taps(row_major(*head.up));
-  build(made.built, source, geometry, as_taps(row_major(weight)), bias, head, block, activation);
+  build(made.built, source, geometry, weight, bias, head, block, activation);
 }
 
 Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
@@ -132,12 +124,10 @@ Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
   Site& site = made.built.site;
-  Tensor result = torch::stable::new_zeros(x, with_last(x, site.outputs));
+  Tensor result = torch::stable::new_empty(x, with_last(x, site.outputs));
   if (residual.has_value()) {
-    STD_TORCH_CHECK(numel(*residual) == site.pixels * site.outputs, "exprune: the residual must have the result's shape");
-    const Tensor wide = torch::stable::contiguous(torch::stable::to(*residual, ScalarType::Float));
-    made.built.residual = wide;
-    site.residual = static_cast<const float*>(wide.data_ptr());
+    made.built.residual = widened(residual, site.pixels * site.outputs, "the residual");
+    site.residual = made.built.residual.data;
     site.residual_image = site.outputs;
     site.residual_output = 1;
   }
@@ -152,12 +142,9 @@ int64_t bytes_of(Dtype dtype) { return dtype == Dtype::Float32 ? 4 : 2; }
 
 void* hidden_of(LinearSite& made) {
   Site& site = made.built.site;
-  const int64_t bytes = site.pixels * site.outputs * bytes_of(site.dtype);
-  void* hidden = scratch(kHidden, bytes);
-  std::memset(hidden, 0, static_cast<size_t>(bytes));
-  site.result = hidden;
+  site.result = scratch(kHidden, site.pixels * site.outputs * bytes_of(site.dtype));
   kernels().site(site, host());
-  return hidden;
+  return site.result;
 }
 
 Tensor second_half(const Tensor& x, const LinearSite& made, const void* hidden, const Tensor& weight, const Maybe& bias) {
@@ -166,11 +153,10 @@ Tensor second_half(const Tensor& x, const LinearSite& made, const void* hidden, 
                   "exprune: the second weight must read the hidden units");
   STD_TORCH_CHECK(dtype_of(weight, "the second weight") == site.dtype, "exprune: the weights differ in dtype");
   const Tensor transposed = row_major(torch::stable::transpose(weight, 0, 1));
-  const std::vector<float> wide_bias = widened(bias, weight.size(0), "the second bias");
+  const Floats wide_bias = widened(bias, weight.size(0), "the second bias");
   Tensor result = torch::stable::new_empty(x, with_last(x, weight.size(0)));
   const SecondLayer layer{site.dtype, site.pixels, site.outputs, weight.size(0), hidden,
-                          {transposed.data_ptr(), transposed.strides()[0]},
-                          bias.has_value() ? wide_bias.data() : nullptr, result.data_ptr()};
+                          {transposed.data_ptr(), transposed.strides()[0]}, wide_bias.data, result.data_ptr()};
   kernels().second_layer(layer, host());
   return result;
 }
@@ -195,10 +181,9 @@ Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe u
   STD_TORCH_CHECK(dtype_of(weight_value, "the value branch") == site.dtype, "exprune: the weights differ in dtype");
   void* hidden = hidden_of(made);
   const Tensor value = row_major(weight_value);
-  const std::vector<float> wide_bias = widened(bias_value, site.outputs, "the value branch's bias");
+  const Floats wide_bias = widened(bias_value, site.outputs, "the value branch's bias");
   const ValueBranch branch{site.dtype, site.pixels, site.outputs, site.input.channels, site.input.data,
-                           {value.data_ptr(), value.strides()[0]},
-                           bias_value.has_value() ? wide_bias.data() : nullptr, hidden};
+                           {value.data_ptr(), value.strides()[0]}, wide_bias.data, hidden};
   kernels().value_branch(branch, host());
   return second_half(x, made, hidden, weight_out, bias_out);
 }
@@ -232,20 +217,23 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   Built built;
   Site& site = built.site;
   build(built, source, g, weight, bias, {down, up, stages, guard, number, limits}, 1, activation);
-  const Tensor pixels = torch::stable::new_zeros(x, {g.images, g.rows_out, g.columns_out, site.outputs});
+  const Tensor result =
+      torch::stable::empty(Sizes{g.images, site.outputs, g.rows_out, g.columns_out}, x.scalar_type(), std::nullopt,
+                           x.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
   if (residual.has_value()) {
-    const Tensor wide = torch::stable::to(*residual, ScalarType::Float);
+    Tensor wide = *residual;
+    if (wide.scalar_type() != ScalarType::Float) wide = torch::stable::to(wide, ScalarType::Float);
     STD_TORCH_CHECK(wide.dim() == 4 && wide.size(0) == g.images && wide.size(1) == site.outputs &&
                         wide.size(2) == g.rows_out && wide.size(3) == g.columns_out,
                     "exprune: the residual must have the result's shape");
     const auto of = wide.strides();
-    built.residual = wide;
-    site.residual = static_cast<const float*>(wide.data_ptr());
+    built.residual = {static_cast<const float*>(wide.data_ptr()), wide};
+    site.residual = built.residual.data;
     site.residual_image = of[0], site.residual_output = of[1], site.residual_row = of[2], site.residual_column = of[3];
   }
-  site.result = pixels.data_ptr();
+  site.result = result.data_ptr();
   kernels().site(site, host());
-  return torch::stable::transpose(torch::stable::transpose(pixels, 1, 3), 2, 3);  // [images, outputs, rows, columns]
+  return result;
 }
 
 }  // namespace

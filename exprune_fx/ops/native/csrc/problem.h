@@ -11,15 +11,29 @@ enum class Activation : int { Relu, Relu6, ReluSquared };
 
 // A run of neighbouring numbers that a neuron reads, in its receptive field and in its row of weights.
 struct Run {
-  int64_t input;   // offset from the receptive field's first number
+  int64_t input;   // offset from the receptive field's first number, in the chunk's plane
   int64_t weight;  // offset from the row's first number
   int64_t length;
 };
 
-// The runs of one segment of the terms (head, between two stages, tail), by kernel row.
-struct Segment {
+// Some channels of an image, all pixels: what a chunk reads. Small enough to stay in the innermost cache.
+struct Plane {
+  int64_t first, last;  // channels
+  int64_t offset;       // of its first number in the image
+  int64_t pitch;        // numbers from one pixel to the next
+};
+
+// What is added up at once: the runs over one plane, by kernel row.
+struct Chunk {
   const Run* runs;
   const int32_t* of_row;  // [kernel_rows + 1]: runs of kernel row ky are of_row[ky] .. of_row[ky + 1]
+  Plane plane;
+};
+
+// The chunks of one segment of the terms: head, between two stages, tail.
+struct Segment {
+  const Chunk* chunks;
+  int64_t count;
 };
 
 // A matrix of rows, one a neuron, of any of the dtypes.
@@ -28,10 +42,12 @@ struct Rows {
   int64_t stride;  // elements from one row to the next
 };
 
-// Where the numbers lie that a segment reads: [images, height, width, channels], float32, padded, channels last.
+// Where the numbers lie that a segment reads: planes of [images, height, width, channels], float32, with a border.
 struct Image {
   const float* data;
-  int64_t channels, width, height;  // with the padding
+  int64_t channels, width, height;  // with the border
+  const Plane* planes;
+  int64_t plane_count;
 };
 
 struct Geometry {
@@ -62,6 +78,7 @@ struct Site {
   Image input, head_input;     // the same, unless the head is principal
   int64_t stages;              // 0: no head
   bool principal;
+  bool few_pixels;             // a piece of work is some neurons at every pixel, not some pixels for some neurons
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
   int64_t block;               // numbers in one term (linear)
   const Segment* segments;     // [stages + 1]; the last is the tail
@@ -70,7 +87,7 @@ struct Site {
   const float* bias;           // [outputs] or null
   const float* residual;       // float32 or null
   int64_t residual_image, residual_row, residual_column, residual_output;  // strides
-  void* result;                // [pixels, outputs], dtype; zero beforehand
+  void* result;                // [pixels, outputs], dtype
 };
 
 // out[row, :] = sum over j of hidden[row, j] * weight[j, :] + bias, reading the rows of weight whose hidden is not zero.

@@ -39,13 +39,13 @@ static inline void add_rows(const T* weight, int64_t stride, const int32_t* list
     int64_t i = 0;
     for (; i + W <= columns; i += W) {
       Vec s = load(sum + i);
-      for (int n = 0; n < 4; ++n) s = fma(value[n], load(row[n] + i), s);
+      unrolled<4>([&](auto n) EXPRUNE_LAMBDA { s = fma(value[n], load(row[n] + i), s); });
       store(sum + i, s);
     }
     if (i < columns) {
       const int rest = static_cast<int>(columns - i);
       Vec s = load_first(sum + i, rest);
-      for (int n = 0; n < 4; ++n) s = fma(value[n], load_first(row[n] + i, rest), s);
+      unrolled<4>([&](auto n) EXPRUNE_LAMBDA { s = fma(value[n], load_first(row[n] + i, rest), s); });
       store_first(sum + i, s, rest);
     }
   }
@@ -96,14 +96,11 @@ static inline void value_units(const ValueBranch& branch, int64_t row, int64_t f
   for (int at = 0; at < alive; at += W) {
     const int count = alive - at < W ? alive - at : W;
     const T* rows[W];
-    Vec sum[W];
-    for (int j = 0; j < W; ++j) sum[j] = zero();
     for (int j = 0; j < count; ++j) {
       rows[j] = static_cast<const T*>(branch.weight.data) + list[at + j] * branch.weight.stride;
     }
-    accumulate(count, input, rows, 0, branch.features, sum);
     float numbers[W];
-    store(numbers, sums(sum));
+    store(numbers, dots(count, input, rows, branch.features));
     for (int j = 0; j < count; ++j) {
       const float value = numbers[j] + (branch.bias ? branch.bias[list[at + j]] : 0.0f);
       // Rounded before the product, as the layer's own result would be.

@@ -28,6 +28,8 @@ namespace EXPRUNE_ISA_NAMESPACE {
 
 #define EXPRUNE_INLINE static inline __attribute__((always_inline))
 #define EXPRUNE_INLINE_METHOD inline __attribute__((always_inline))
+#define EXPRUNE_LAMBDA __attribute__((always_inline))
+
 
 EXPRUNE_INLINE float widen(float value) { return value; }
 
@@ -126,18 +128,15 @@ EXPRUNE_INLINE uint32_t less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CM
 
 // Lanes 0, 1, ... of the result are the sums over all lanes of v[0], v[1], ...; each is added up in the same order.
 EXPRUNE_INLINE Vec sums(const Vec* v) {
-  __m256 half[16];
-  for (int j = 0; j < 16; ++j) {
-    half[j] = _mm256_add_ps(_mm512_castps512_ps256(v[j]), _mm512_extractf32x8_ps(v[j], 1));
-  }
-  __m256 pair[8];
-  for (int j = 0; j < 8; ++j) pair[j] = _mm256_hadd_ps(half[2 * j], half[2 * j + 1]);
-  __m256 quad[4];
-  for (int j = 0; j < 4; ++j) quad[j] = _mm256_hadd_ps(pair[2 * j], pair[2 * j + 1]);
-  __m128 four[4];
-  for (int j = 0; j < 4; ++j) four[j] = _mm_add_ps(_mm256_castps256_ps128(quad[j]), _mm256_extractf128_ps(quad[j], 1));
-  const __m256 low = _mm256_set_m128(four[1], four[0]);
-  const __m256 high = _mm256_set_m128(four[3], four[2]);
+  const auto halves = [&](int j) EXPRUNE_LAMBDA {
+    return _mm256_add_ps(_mm512_castps512_ps256(v[j]), _mm512_extractf32x8_ps(v[j], 1));
+  };
+  const auto quads = [&](int j) EXPRUNE_LAMBDA {
+    const __m256 two = _mm256_hadd_ps(halves(j), halves(j + 1)), more = _mm256_hadd_ps(halves(j + 2), halves(j + 3));
+    const __m256 four = _mm256_hadd_ps(two, more);
+    return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+  };
+  const __m256 low = _mm256_set_m128(quads(4), quads(0)), high = _mm256_set_m128(quads(12), quads(8));
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
@@ -255,6 +254,24 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
 #endif
 
 EXPRUNE_INLINE uint32_t lanes_below(int64_t n) { return (1u << (n < W ? n : W)) - 1u; }
+
+// f(0), f(1), ..., f(N - 1), with constants: arrays that are indexed so live in registers, which loops do not ensure.
+template <int J>
+struct Index {
+  constexpr operator int() const { return J; }
+};
+
+template <int N, int J = 0, class F>
+EXPRUNE_INLINE void unrolled(const F& f) {
+  if constexpr (J < N) {
+    f(Index<J>{});
+    unrolled<N, J + 1>(f);
+  }
+}
+
+// Keeps the compiler from carrying what it read from memory over this point: pointers are cheaper to read again than
+// to hold in registers that the sums need.
+EXPRUNE_INLINE void forget() { __asm__ volatile("" ::: "memory"); }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE
 }  // namespace exprune
