@@ -45,14 +45,7 @@ def run_subject(
     readable = transform(subject.gm, subject.plan, lower=False)
     ours = transform(subject.gm, subject.plan, lower=lower)
     touched = count_touched(readable, subject.inputs)
-    torch._dynamo.reset()
-    columns = _columns(subject, ours, say)
-    say("timing")
-    with torch.no_grad():
-        timed = interleave({column.name: column.call for column in columns}, subject.inputs, schedule)
-    for column in columns:
-        column.check()
-    outputs = {column.name: _outputs(column.call, subject) for column in columns}
+    timed, outputs = _time(subject, ours, schedule, say)
     uncompiled = _outputs(ours, subject)
     errors = {
         name: relative_error(values, uncompiled if name.startswith(OURS) else outputs["eager"])
@@ -90,6 +83,20 @@ def run_subject(
         accuracy_ours=_accuracy(ours, judged),
         examples=len(judged.labels) if judged else 0,
     )
+
+
+def _time(
+    subject: Subject, ours: fx.GraphModule, schedule: Schedule, say: Say
+) -> tuple[Interleaved, dict[str, list[Tensor]]]:
+    """The times of all columns, and what each of them computes on all inputs."""
+    torch._dynamo.reset()  # what earlier rows compiled; never between columns, which would be compiled again
+    columns = _columns(subject, ours, say)
+    say("timing")
+    with torch.no_grad():
+        timed = interleave({column.name: column.call for column in columns}, subject.inputs, schedule)
+    for column in columns:
+        column.check()
+    return timed, {column.name: _outputs(column.call, subject) for column in columns}
 
 
 def best_inner(
