@@ -184,6 +184,8 @@ def test_explain_shows_what_calibration_timed() -> None:
     ]
     assert "measured by calibration on a machine" in str(found).replace("\n", " ")
     assert found.sites[0].operator == "staged_ffn"
+    (second,) = [other for other in found.others if other.name == "fc3"]
+    assert second.reason == "no site, but computed together with fc2: the zeros from there are skipped"
     assert json.loads(json.dumps(found.to_dict()))["sites"][0]["timing"]["dense_s"] == 2e-4
 
 

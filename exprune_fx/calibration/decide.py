@@ -81,17 +81,21 @@ def decide_by_time(site: Site, entries: Mapping[str, SitePlan], timing: SiteTimi
         entries: the candidates' entries, by the names that `timing` knows them by.
         timing: what everything took.
     """
-    times = f"{_milliseconds(timing.staged_s)}, {timing.dense_form} {_milliseconds(timing.dense_s)}"
-    at = f"{timing.examples} example{'s' if timing.examples > 1 else ''}, {timing.threads} thread"
-    at += "s" if timing.threads > 1 else ""
+    staged = f"{timing.staged_form}: {_milliseconds(timing.staged_s)}"
+    dense = f"{timing.dense_form}: {_milliseconds(timing.dense_s)}"
+    at = f"({_count(timing.examples, 'example')}, {_count(timing.threads, 'thread')})"
     if not pays(timing.staged_s, timing.dense_s):
-        words = f"dense: the fastest way to stage it ({timing.staged_form}) takes {times} ({at})"
+        words = f"dense: {dense}, the fastest way to stage it, {staged} {at}"
         return SitePlan(site.name, site.weight_shape, reason=words, timing=timing)
     chosen = entries[timing.staged_form]
-    words = f"{timing.staged_form} takes {times}: {timing.speedup:.2f} times as fast ({at})"
+    words = f"{staged}, {dense}, {timing.speedup:.2f} times as fast {at}"
     if chosen.is_staged:
         words += f"; {_percent(chosen.fraction_removed)} of the FLOPs removed"
     return replace(chosen, reason=words, timing=timing)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def pays(staged_s: float, dense_s: float) -> bool:

@@ -27,7 +27,7 @@ from exprune_fx.report.facts import (
     with_measurement,
 )
 from exprune_fx.report.groups import group_facts
-from exprune_fx.report.others import other_facts
+from exprune_fx.report.others import joined_weights, other_facts
 from exprune_fx.report.page import to_html
 from exprune_fx.report.terminal import to_rich
 from exprune_fx.report.text import to_text
@@ -102,7 +102,7 @@ def explain(gm: fx.GraphModule, measurement: Measurement | None = None) -> Expla
         staged=plan is not None,
         totals=_totals(sites, plan, measurement, sizes),
         sites=sites,
-        others=other_facts(record.dense, record.sites, sizes),
+        others=other_facts(record.dense, record.sites, sizes, joined_weights(gm)),
         groups=group_facts(record.groups, record.plan.orders),
         orders=dict(record.plan.orders),
         machine=record.plan.machine,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sympy
 import torch
@@ -12,6 +12,7 @@ from exprune_fx.cost import dense_flops
 from exprune_fx.report.facts import OtherFacts, Sizes
 from exprune_fx.sites import Site
 from exprune_fx.sites.find import is_reduction
+from exprune_fx.staging import ROLE_KEY, SITE_KEY
 
 _aten = torch.ops.aten
 _AFFINE = (_aten.add.Tensor, _aten.batch_norm.default)
@@ -24,18 +25,21 @@ _RELU_LIKE = (
 )
 
 
-def other_facts(gm: fx.GraphModule, sites: Sequence[Site], sizes: Sizes) -> tuple[OtherFacts, ...]:
+def other_facts(
+    gm: fx.GraphModule, sites: Sequence[Site], sizes: Sizes, joined: Mapping[str, str]
+) -> tuple[OtherFacts, ...]:
     """Every node that costs FLOPs and belongs to no site.
 
     Args:
         gm: the normalised, not yet staged graph.
         sites: its sites.
         sizes: how its FLOPs come to one example.
+        joined: names of weights whose layer a site's operator computes too, with the site.
     """
     known = {site.node for site in sites} | {site.gated.node for site in sites if site.gated}
     nodes = [(node, dense_flops(node)) for node in gm.graph.nodes if node.name not in known]
     return tuple(
-        OtherFacts(_name(node), operator_name(node), sizes.fraction(flops), _why_no_site(node))
+        OtherFacts(_name(node), operator_name(node), sizes.fraction(flops), _why_no_site(node, joined))
         for node, flops in nodes
         if flops != sympy.Integer(0)
     )
@@ -51,9 +55,18 @@ def _name(node: fx.Node) -> str:
     return str(node.meta.get("module_path") or node.name)
 
 
-def _why_no_site(node: fx.Node) -> str:
+def joined_weights(gm: fx.GraphModule) -> dict[str, str]:
+    """The second layers that fused feed-forwards compute: names of their weights, and the site that each belongs to."""
+    fused = [node for node in gm.graph.nodes if node.meta.get(ROLE_KEY) == "fused" and "_ffn" in operator_name(node)]
+    return {str(node.args[-2].target): node.meta[SITE_KEY] for node in fused}
+
+
+def _why_no_site(node: fx.Node, joined: Mapping[str, str]) -> str:
     if not is_reduction(node):
         return "it has no parameter as its weight, so its terms are not fixed before the input comes"
+    weight = node.args[1]
+    if isinstance(weight, fx.Node) and str(weight.target) in joined:
+        return f"no site, but computed together with {joined[str(weight.target)]}: the zeros from there are skipped"
     step = node
     while True:
         users = list(step.users)

@@ -75,7 +75,7 @@ def test_the_fastest_candidate_wins_and_what_was_measured_is_kept() -> None:
     found = decided(captured(cnn(), images()), images(), lambda site, way: times.get(way, 3e-3 if "," in way else 2e-3))
     entry = found["3"]
     assert (entry.head, entry.stages) == ("prefix", (8,))
-    assert entry.reason.startswith(f"prefix stages at 8 takes 2 ms, {entry.timing and entry.timing.dense_form} ")
+    assert entry.reason.startswith(f"prefix stages at 8: 2 ms, {entry.timing and entry.timing.dense_form}: ")
     assert entry.timing is not None
     assert entry.timing.staged_s == 2e-3
     assert entry.timing.staged_form == "prefix stages at 8"
@@ -98,8 +98,9 @@ def test_what_does_not_beat_the_best_dense_form_by_the_margin_stays_dense(staged
     assert entry.timing is not None
     assert entry.timing.dense_form == "conv2d, channels-last"
     if head == "dense":
-        assert entry.reason.startswith("dense: the fastest way to stage it (prefix stages at ")
-        assert "1 ms (3 examples, " in entry.reason
+        opening = "dense: conv2d, channels-last: 1 ms, the fastest way to stage it, prefix stages at "
+        assert entry.reason.startswith(opening)
+        assert " ms (3 examples, " in entry.reason
 
 
 def test_a_gain_of_less_than_the_calls_that_a_compiler_saves_is_none() -> None:
