@@ -12,6 +12,7 @@ from exprune_fx.errors import CaptureError as CaptureError
 from exprune_fx.errors import DataError as DataError
 from exprune_fx.errors import ExpruneError as ExpruneError
 from exprune_fx.errors import GuardError as GuardError
+from exprune_fx.errors import KernelError as KernelError
 from exprune_fx.errors import PassError as PassError
 from exprune_fx.errors import PlanError as PlanError
 from exprune_fx.errors import SymmetryError as SymmetryError
@@ -32,6 +33,7 @@ from exprune_fx.pipeline import normalise as normalise
 from exprune_fx.pipeline import transform as transform
 from exprune_fx.plan import Plan as Plan
 from exprune_fx.plan import SitePlan as SitePlan
+from exprune_fx.plan import SiteTiming as SiteTiming
 from exprune_fx.report import Explanation as Explanation
 from exprune_fx.report import explain as explain
 from exprune_fx.sites import Site as Site
