@@ -203,6 +203,10 @@ LARGE: dict[str, Linear | Conv] = {
     "convolution": DEEP,
     "convolution in float16": replace(DEEP, dtype=torch.float16),
     "convolution of few pixels": replace(DEEP, space=(2, 2)),
+    "convolution of many images of few rows": replace(DEEP, terms=33, stages=(7,), batch=7, space=(3, 3)),
+    "convolution of pixels in the padding alone": replace(
+        DEEP, terms=33, stages=(7,), batch=7, space=(3, 8), kernel=(1, 2), stride=(3, 2), padding=(3, 1)
+    ),
     "convolution with squares": replace(DEEP, guard="stats_test", number=-0.5, batch=2),
     "convolution with norms": replace(DEEP, guard="bound", shrink=0.1),
     "convolution, principal": replace(DEEP, principal=True, stages=(40,)),
