@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from exprune_fx.errors import PlanError
 from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, StatsTest, Threshold
-from exprune_fx.plan import Array, Plan, SitePlan, SiteTiming
+from exprune_fx.plan import Array, Head, Plan, SitePlan, SiteTiming
 from exprune_fx.sites import Site
 
 FRACTIONS = st.floats(0, 1)
@@ -71,7 +71,8 @@ def _entries(draw: st.DrawFn) -> SitePlan:
     out, terms = draw(st.integers(1, 5)), draw(st.integers(3, 20))
     reason, removed = draw(st.text()), draw(st.floats(-1, 1))
     site, shape = draw(st.text(min_size=1)), (out, terms)
-    head = draw(st.sampled_from(["dense", "none", "prefix", "principal"]))
+    heads: list[Head] = ["dense", "none", "prefix", "principal"]
+    head = draw(st.sampled_from(heads))
     if head in ("dense", "none"):
         return SitePlan(site, shape, head, reason, fraction_removed=removed, timing=draw(st.none() | TIMINGS))
     if head == "principal":
