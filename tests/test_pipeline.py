@@ -57,7 +57,9 @@ def test_never_stopping_and_bound_equal_dense(
 @pytest.mark.parametrize("principal", [False, True])
 def test_always_stopping_gives_exact_zeros(kind: type[nn.Module], shape: tuple[int, ...], principal: bool) -> None:
     _, gm, x = _model(kind, shape)
-    staged = transform(gm, plan_for(normalise(gm), Calibrated(0.5), threshold=math.inf, principal=principal), lower=False)
+    staged = transform(
+        gm, plan_for(normalise(gm), Calibrated(0.5), threshold=math.inf, principal=principal), lower=False
+    )
     values: dict[str, Tensor] = {}
 
     class Keep(torch.fx.Interpreter):
