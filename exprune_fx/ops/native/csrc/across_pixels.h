@@ -73,15 +73,6 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
   return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
 }
 
-// Asks for what a chunk reads of a row of weights. The rows lie apart by more than the hardware looks ahead.
-template <class T>
-EXPRUNE_INLINE void prefetch(const Chunk& chunk, int64_t kernel_rows, const T* row) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[kernel_rows]; ++run) {
-    for (int64_t i = 0; i < run->length; i += line) __builtin_prefetch(row + run->weight + i);
-  }
-}
-
 // Adds one segment to whoever is alive, chunk by chunk.
 template <class T>
 static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
@@ -94,9 +85,6 @@ static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
     for (int n = 0; n < tile.neurons; ++n) {
       Alive& alive = tile.alive[n];
       const T* row = row_of<T>(weight, tile.first_neuron + n);
-      if (n + 1 < tile.neurons && tile.alive[n + 1].count) {
-        prefetch(chunk, site.geometry.kernel_rows, row_of<T>(weight, tile.first_neuron + n + 1));
-      }
       for (int at = 0; at < alive.count; at += W) {
         const int count = alive.count - at < W ? alive.count - at : W;
         const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count);

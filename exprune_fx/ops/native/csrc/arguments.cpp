@@ -26,7 +26,8 @@ Activation activation_of(const std::string& name) {
 // --- planes: how the channels of an image are cut -------------------------------------------------------------------
 
 constexpr int64_t kLine = 16;                // numbers of a cache line
-constexpr int64_t kInnermostCache = 7168;    // numbers of the input that a chunk may read: most of 32 KiB
+constexpr int64_t kStep = 64;                // numbers that the widest kernel takes at once
+constexpr int64_t kInnermostCache = 9500;    // numbers of the input that a chunk may read, measured: rows overlap
 constexpr int64_t kTilePixels = 64;
 constexpr int64_t kLinearChunk = 512;
 constexpr int64_t kFewPixels = 4;
@@ -46,8 +47,8 @@ int64_t widest_chunk(const Site& site) {
   const int64_t tile_rows = divide_up(kTilePixels, g.columns_out);
   const int64_t rows = (tile_rows - 1) * g.stride_rows + (g.kernel_rows - 1) * g.dilation_rows + 1;
   const int64_t cells = (rows < height ? rows : height) * width;
-  static const int64_t budget = getenv("KC") ? atoll(getenv("KC")) : kInnermostCache; const int64_t channels = budget / cells / kLine * kLine;
-  return channels < kLine ? kLine : channels;
+  const int64_t channels = kInnermostCache / cells / kStep * kStep;
+  return channels < kStep ? kStep : channels;
 }
 
 // Adds planes for channels first .. last of images of that many pixels.
@@ -55,8 +56,8 @@ void add_planes(std::vector<Plane>& planes, int64_t first, int64_t last, int64_t
                 int64_t channels) {
   const int64_t count = divide_up(last - first, widest);
   const int64_t even = divide_up(last - first, count);
-  const int64_t lines = divide_up(even, kLine) * kLine;
-  const int64_t step = count == 1 ? last - first : lines < widest ? lines : widest;
+  const int64_t steps = divide_up(even, kStep) * kStep;
+  const int64_t step = count == 1 ? last - first : steps < widest ? steps : widest;
   for (int64_t begin = first; begin < last; begin += step) {
     const int64_t end = begin + step < last ? begin + step : last;
     const int64_t pitch = natural ? channels : divide_up(end - begin, kLine) * kLine;
