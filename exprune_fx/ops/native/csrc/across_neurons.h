@@ -16,6 +16,7 @@ constexpr int kMostRuns = 64;  // of a chunk over few pixels, after what lies in
 static inline int runs_inside(const Site& site, const Pixel& pixel, const Chunk& chunk, Run* runs) {
   const Geometry& g = site.geometry;
   int count = 0;
+  if (pixel.first_column >= pixel.last_column) return 0;
   for (int32_t ky = pixel.first_row; ky < pixel.last_row; ++ky) {
     const int32_t begin = chunk.of_row[ky], taps = chunk.of_row[ky + 1] - begin;
     if (taps == 1) {  // all taps of the row in one run (or there is but one): cut off what lies in the padding

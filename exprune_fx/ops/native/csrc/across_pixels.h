@@ -68,6 +68,7 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
   if (tile.site.geometry.rows_out <= kSmallImage) {  // listed pixels are in the order of their rows
     first = tile.pixels[list[count - 1]].first_row;
     last = tile.pixels[list[0]].last_row;
+    if (first >= last) return zero();  // all of them see padding alone
   }
   const Streams<T, float, false> streams{row, fields};
   return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);

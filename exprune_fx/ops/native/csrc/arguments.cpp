@@ -287,6 +287,7 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   built.bias = widened(bias, site.outputs, "the bias");
   site.bias = built.bias.data;
   const int64_t channels = weight.size(1);
+  STD_TORCH_CHECK(channels % block == 0, "exprune: ", channels, " features are no whole terms of ", block);
   set_guard(built, head, channels / block);
   int64_t before = 0;
   for (int64_t stage : head.stages) {
@@ -306,6 +307,11 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
     STD_TORCH_CHECK(head.up.has_value() && site.stages == 1, "exprune: a principal head needs down, up and one rank");
     STD_TORCH_CHECK(dtype_of(*head.down, "down") == site.dtype && dtype_of(*head.up, "up") == site.dtype,
                     "exprune: down and up must have the weight's dtype");
+    STD_TORCH_CHECK(head.down->dim() == 2 && head.down->size(1) == channels && head.down->size(0) == head.stages[0],
+                    "exprune: down must be [rank, channels]");
+    STD_TORCH_CHECK(head.up->dim() == weight.dim() && head.up->size(0) == site.outputs &&
+                        head.up->size(1) == head.stages[0] && numel(*head.up) == site.outputs * head.stages[0] * taps,
+                    "exprune: up must be [outputs, rank, ...] with the weight's kernel");
     built.up = weight_of(*head.up);
     site.head_weight = {built.up.data, built.up.output_stride};
     make_head_input(built, row_major(*head.down));

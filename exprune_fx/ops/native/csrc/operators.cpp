@@ -176,13 +176,13 @@ Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe u
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
   const Site& site = made.built.site;
   STD_TORCH_CHECK(weight_value.dim() == 2 && weight_value.size(0) == site.outputs &&
-                      weight_value.size(1) == site.input.channels,
+                      weight_value.size(1) == weight.size(1),
                   "exprune: the value branch must have the gate's shape");
   STD_TORCH_CHECK(dtype_of(weight_value, "the value branch") == site.dtype, "exprune: the weights differ in dtype");
   void* hidden = hidden_of(made);
   const Tensor value = row_major(weight_value);
   const Floats wide_bias = widened(bias_value, site.outputs, "the value branch's bias");
-  const ValueBranch branch{site.dtype, site.pixels, site.outputs, site.input.channels, site.input.data,
+  const ValueBranch branch{site.dtype, site.pixels, site.outputs, site.input,
                            {value.data_ptr(), value.strides()[0]}, wide_bias.data, hidden};
   kernels().value_branch(branch, host());
   return second_half(x, made, hidden, weight_out, bias_out);

@@ -103,8 +103,8 @@ struct SecondLayer {
 // hidden[row, j] *= input[row, :] . weight[j, :] + bias[j] where it is not zero.
 struct ValueBranch {
   Dtype dtype;
-  int64_t rows, hidden_size, features;
-  const float* input;       // [rows, features]
+  int64_t rows, hidden_size;
+  Image input;              // rows of input as pixels
   Rows weight;              // [hidden_size, features]
   const float* bias;        // [hidden_size] or null
   void* hidden;             // [rows, hidden_size]

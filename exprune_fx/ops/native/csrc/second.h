@@ -92,15 +92,19 @@ static inline void value_units(const ValueBranch& branch, int64_t row, int64_t f
   float gates[kUnits];
   T* hidden = static_cast<T*>(branch.hidden) + row * branch.hidden_size;
   const int alive = nonzero(hidden, first, last, list, gates);
-  const float* input = branch.input + row * branch.features;
   for (int at = 0; at < alive; at += W) {
     const int count = alive - at < W ? alive - at : W;
-    const T* rows[W];
-    for (int j = 0; j < count; ++j) {
-      rows[j] = static_cast<const T*>(branch.weight.data) + list[at + j] * branch.weight.stride;
+    Vec total = zero();
+    for (const Plane* plane = branch.input.planes; plane != branch.input.planes + branch.input.plane_count; ++plane) {
+      const T* rows[W];
+      for (int j = 0; j < count; ++j) {
+        rows[j] = static_cast<const T*>(branch.weight.data) + list[at + j] * branch.weight.stride + plane->first;
+      }
+      const float* field = branch.input.data + plane->offset + row * plane->pitch;
+      total = total + dots(count, field, rows, plane->last - plane->first);
     }
     float numbers[W];
-    store(numbers, dots(count, input, rows, branch.features));
+    store(numbers, total);
     for (int j = 0; j < count; ++j) {
       const float value = numbers[j] + (branch.bias ? branch.bias[list[at + j]] : 0.0f);
       // Rounded before the product, as the layer's own result would be.
