@@ -15,6 +15,7 @@ constexpr int kPixelVectors = W == 16 ? 4 : 2;  // register tile of a head in pi
 constexpr int kHeadNeurons = W == 4 ? 2 : (W == 16 ? 6 : 4);  // times this many neurons
 constexpr int kLaneTile = kPixelVectors * W;
 constexpr int kMostNeurons = 96;  // of a piece of work
+constexpr int kAhead = 2;         // neurons
 constexpr int64_t kSmallImage = 4;  // rows: here a kernel's outer rows lie in the padding often
 
 // What goes on of one neuron: positions in the tile, and what was summed up at each.
@@ -74,6 +75,16 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
   return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
 }
 
+// Asks for what a chunk reads of a row of weights some neurons later: the rows lie apart by more than the hardware looks
+// ahead, and large weights come from memory.
+template <class T>
+EXPRUNE_INLINE void prefetch(const Chunk& chunk, int64_t kernel_rows, const T* row) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[kernel_rows]; ++run) {
+    for (int64_t i = 0; i < run->length; i += line) __builtin_prefetch(row + run->weight + i, 0, 2);
+  }
+}
+
 // Adds one segment to whoever is alive, chunk by chunk.
 template <class T>
 static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
@@ -86,6 +97,9 @@ static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
     for (int n = 0; n < tile.neurons; ++n) {
       Alive& alive = tile.alive[n];
       const T* row = row_of<T>(weight, tile.first_neuron + n);
+      if (site.large && n + kAhead < tile.neurons && tile.alive[n + kAhead].count) {
+        prefetch(chunk, site.geometry.kernel_rows, row + kAhead * weight.stride);
+      }
       for (int at = 0; at < alive.count; at += W) {
         const int count = alive.count - at < W ? alive.count - at : W;
         const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count);

@@ -33,6 +33,7 @@ constexpr int64_t kLinearChunk = 512;
 constexpr int64_t kFewPixels = 4;
 constexpr int64_t kManyPixels = 64;          // of an image: they fill the register tile of a head in pixel lanes
 constexpr int64_t kMostTaps = 64;
+constexpr int64_t kLargeWeights = 1 << 18;   // numbers
 
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -300,6 +301,7 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   site.few_pixels = taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
   const bool squares = site.guard.kind == GuardKind::StatsTest || site.guard.kind == GuardKind::FinitePopulation;
   site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels;
+  site.large = site.outputs * channels * taps > kLargeWeights;
   if (site.pixels == 0) return;
   make_input(built, source, channels);
   site.head_input = site.input;

@@ -79,6 +79,7 @@ struct Site {
   int64_t stages;              // 0: no head
   bool principal;
   bool few_pixels;             // a piece of work is some neurons at every pixel, not some pixels for some neurons
+  bool large;                  // the weights do not stay in the cache from one call to the next
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
   int64_t block;               // numbers in one term (linear)
   const Segment* segments;     // [stages + 1]; the last is the tail
