@@ -41,7 +41,9 @@ struct Tile {
 
 static inline void fill(Tile& tile, int64_t first, int count) {
   tile.count = count;
-  for (int j = 0; j < count; ++j) tile.pixels[j] = pixel_at(tile.site, first + j);
+  const Geometry& geometry = tile.site.geometry;
+  Place place = place_of(geometry, first);
+  for (int j = 0; j < count; ++j, place.next(geometry)) tile.pixels[j] = pixel_at(tile.site, first + j, place);
   for (int j = 0; j < kTile + W; ++j) tile.everyone[j] = j < count ? j : 0;
 }
 
@@ -100,8 +102,11 @@ static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
       if (site.large && n + kAhead < tile.neurons && tile.alive[n + kAhead].count) {
         prefetch(chunk, site.geometry.kernel_rows, row + kAhead * weight.stride);
       }
-      for (int at = 0; at < alive.count; at += W) {
-        const int count = alive.count - at < W ? alive.count - at : W;
+      if (alive.count == 0) continue;
+      // Blocks of equal size: short ones wait for their few sums. Lanes beyond a block's end are zero.
+      const int blocks = (alive.count + W - 1) / W, step = (alive.count + blocks - 1) / blocks;
+      for (int at = 0; at < alive.count; at += step) {
+        const int count = alive.count - at < step ? alive.count - at : step;
         const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count);
         store(alive.partial + at, load(alive.partial + at) + sum);
       }
@@ -186,16 +191,24 @@ static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
   }
   Vec sum[N * kPixelVectors];  // a copy: what is indexed by a variable lies in memory
   unrolled<N * kPixelVectors>([&](auto k) EXPRUNE_LAMBDA { sum[k] = s[k]; });
+  const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
   for (int n = 0; n < N; ++n) {
+    const int64_t neuron = tile.first_neuron + first + n;
     Alive& alive = tile.alive[first + n];
-    alive.count = 0;
+    const Vec constant = all(site.bias ? site.bias[neuron] : 0.0f);
+    const Vec limit = plain ? all(site.guard.limits[neuron]) : zero();
+    int next = 0;
     for (int at = 0; at < tile.count; at += W) {
-      const AcrossPixels lanes = lanes_of(tile, tile.first_neuron + first + n, tile.everyone, at, tile.count);
-      const uint32_t bits = alive_after(lanes, 0, sum[n * kPixelVectors + at / W], zero());
-      compress(alive.list + alive.count, lanes.list, bits);
-      compress(alive.partial + alive.count, sum[n * kPixelVectors + at / W], bits);
-      alive.count += __builtin_popcount(bits);
+      const Vec partial = sum[n * kPixelVectors + at / W];
+      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+      // The common case, without what the others need to be told.
+      const uint32_t bits = plain ? ~less(partial + constant, limit) & lanes_below(lanes.count)
+                                  : alive_after(lanes, 0, partial, zero());
+      compress(alive.list + next, lanes.list, bits);
+      compress(alive.partial + next, partial, bits);
+      next += __builtin_popcount(bits);
     }
+    alive.count = next;
   }
 }
 
@@ -207,9 +220,24 @@ static inline void fill_panel(Tile& tile, float* panel) {
     const Chunk& chunk = head.chunks[c];
     enter(tile, chunk.plane);
     for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
-      for (int j = 0; j < kLaneTile; ++j) {
-        const float* field = site.head_input.data + tile.offsets[j < tile.count ? j : 0] + run->input;
-        for (int64_t i = 0; i < run->length; ++i) panel[i * kLaneTile + j] = field[i];
+      for (int at = 0; at < kLaneTile; at += W) {
+        const float* fields[W];
+        for (int j = 0; j < W; ++j) {
+          fields[j] = site.head_input.data + tile.offsets[at + j < tile.count ? at + j : 0] + run->input;
+        }
+        int64_t i = 0;
+        for (; i + W <= run->length; i += W) {
+          Vec rows[W];
+          for (int j = 0; j < W; ++j) rows[j] = load(fields[j] + i);
+          store_transposed(panel + i * kLaneTile + at, kLaneTile, rows);
+        }
+        if (i == run->length) continue;
+        const int rest = static_cast<int>(run->length - i);
+        Vec rows[W];
+        for (int j = 0; j < W; ++j) rows[j] = load_first(fields[j] + i, rest);
+        float square[W * W];
+        store_transposed(square, W, rows);
+        for (int n = 0; n < rest; ++n) store(panel + (i + n) * kLaneTile + at, load(square + n * W));
       }
       panel += run->length * kLaneTile;
     }

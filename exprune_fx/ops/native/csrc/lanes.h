@@ -16,32 +16,53 @@ struct Pixel {
 };
 
 EXPRUNE_INLINE int32_t first_inside(int64_t origin, int64_t dilation) {
+  if (dilation == 1) return static_cast<int32_t>(origin >= 0 ? 0 : -origin);  // spares a division
   return static_cast<int32_t>(origin >= 0 ? 0 : (-origin + dilation - 1) / dilation);
 }
 
 EXPRUNE_INLINE int32_t last_inside(int64_t origin, int64_t dilation, int64_t size, int64_t kernel) {
   if (origin >= size) return 0;
-  const int64_t taps = (size - origin + dilation - 1) / dilation;
+  const int64_t taps = dilation == 1 ? size - origin : (size - origin + dilation - 1) / dilation;
   return static_cast<int32_t>(taps < kernel ? taps : kernel);
 }
 
-// Row by row through all images: in this order the pixels that a kernel row reaches are neighbours.
-EXPRUNE_INLINE Pixel pixel_at(const Site& site, int64_t index) {
-  const Geometry& g = site.geometry;
+// Where a pixel lies: row by row through all images. In this order the pixels that a kernel row reaches are neighbours.
+struct Place {
+  int64_t row, image, column;
+
+  EXPRUNE_INLINE_METHOD void next(const Geometry& g) {
+    if (++column < g.columns_out) return;
+    column = 0;
+    if (++image < g.images) return;
+    image = 0;
+    ++row;
+  }
+};
+
+EXPRUNE_INLINE Place place_of(const Geometry& g, int64_t index) {
   const int64_t in_row = g.images * g.columns_out;
-  const int64_t row = index / in_row, image = index % in_row / g.columns_out, column = index % g.columns_out;
-  const int64_t y = row * g.stride_rows, x = column * g.stride_columns;
+  return {index / in_row, index % in_row / g.columns_out, index % g.columns_out};
+}
+
+EXPRUNE_INLINE Pixel pixel_at(const Site& site, int64_t index, const Place& place) {
+  const Geometry& g = site.geometry;
+  const int64_t y = place.row * g.stride_rows, x = place.column * g.stride_columns;
   const int64_t top = y - g.padding_rows, left = x - g.padding_columns;
   Pixel p;
   p.index = index;
-  p.cell = (image * site.input.height + y) * site.input.width + x;
-  p.result = ((image * g.rows_out + row) * g.columns_out + column) * site.outputs;
-  p.residual = image * site.residual_image + row * site.residual_row + column * site.residual_column;
+  p.cell = (place.image * site.input.height + y) * site.input.width + x;
+  p.result = ((place.image * g.rows_out + place.row) * g.columns_out + place.column) * site.outputs;
+  p.residual =
+      place.image * site.residual_image + place.row * site.residual_row + place.column * site.residual_column;
   p.first_row = first_inside(top, g.dilation_rows);
   p.last_row = last_inside(top, g.dilation_rows, g.rows_in, g.kernel_rows);
   p.first_column = first_inside(left, g.dilation_columns);
   p.last_column = last_inside(left, g.dilation_columns, g.columns_in, g.kernel_columns);
   return p;
+}
+
+EXPRUNE_INLINE Pixel pixel_at(const Site& site, int64_t index) {
+  return pixel_at(site, index, place_of(site.geometry, index));
 }
 
 // Bound's norm of what a stage has not seen (with stage == stages: of the whole input) at a pixel.

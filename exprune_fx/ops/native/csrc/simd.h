@@ -140,6 +140,30 @@ EXPRUNE_INLINE Vec sums(const Vec* v) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
+// Writes lane i of v[0], v[1], ... next to one another at to + i * stride.
+EXPRUNE_INLINE void store_transposed(float* to, int64_t stride, const Vec* v) {
+  Vec a[16], b[16];
+  for (int j = 0; j < 16; j += 2) {  // pairs of rows
+    a[j] = _mm512_unpacklo_ps(v[j], v[j + 1]);
+    a[j + 1] = _mm512_unpackhi_ps(v[j], v[j + 1]);
+  }
+  for (int j = 0; j < 16; j += 4) {  // columns of four rows, within each quarter
+    for (int h = 0; h < 2; ++h) {
+      const __m512d low = _mm512_castps_pd(a[j + h]), high = _mm512_castps_pd(a[j + 2 + h]);
+      b[j + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      b[j + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+  for (int i = 0; i < 4; ++i) {  // b[4 * r + i] holds columns i, 4 + i, 8 + i, 12 + i of rows 4 r .. 4 r + 3
+    const Vec p = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x44), q = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x44);
+    const Vec r = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xee), s = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xee);
+    store(to + i * stride, _mm512_shuffle_f32x4(p, q, 0x88));
+    store(to + (4 + i) * stride, _mm512_shuffle_f32x4(p, q, 0xdd));
+    store(to + (8 + i) * stride, _mm512_shuffle_f32x4(r, s, 0x88));
+    store(to + (12 + i) * stride, _mm512_shuffle_f32x4(r, s, 0xdd));
+  }
+}
+
 // Writes the lanes whose bit is set next to one another; W lanes are written, the others being of no meaning.
 EXPRUNE_INLINE void compress(float* to, Vec v, uint32_t bits) {
   _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v));
@@ -235,6 +259,13 @@ EXPRUNE_INLINE Vec sums(const Vec* v) {
 #endif
 
 #if EXPRUNE_ISA != 5
+EXPRUNE_INLINE void store_transposed(float* to, int64_t stride, const Vec* v) {
+  float lanes[W];
+  for (int j = 0; j < W; ++j) {
+    store(lanes, v[j]);
+    for (int i = 0; i < W; ++i) to[i * stride + j] = lanes[i];
+  }
+}
 EXPRUNE_INLINE void compress(float* to, Vec v, uint32_t bits) {
   float lanes[W];
   store(lanes, v);
