@@ -37,7 +37,9 @@ constexpr int64_t kLargeWeights = 1 << 18;   // numbers
 
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-bool is_linear(const Geometry& g) { return g.rows_in == 1 && g.columns_in == 1 && g.padding_rows == 0 && g.padding_columns == 0; }
+bool is_linear(const Geometry& g) {
+  return g.rows_in == 1 && g.columns_in == 1 && g.padding_rows == 0 && g.padding_columns == 0;
+}
 
 // The widest chunk, in channels. It depends on one image and never on how many there are: the order of a sum does too.
 int64_t widest_chunk(const Site& site) {
@@ -52,12 +54,11 @@ int64_t widest_chunk(const Site& site) {
   return channels < kStep ? kStep : channels;
 }
 
-// Adds planes for channels first .. last of images of that many pixels.
-void add_planes(std::vector<Plane>& planes, int64_t first, int64_t last, int64_t widest, int64_t pixels, bool natural,
-                int64_t channels) {
-  const int64_t count = divide_up(last - first, widest);
-  const int64_t even = divide_up(last - first, count);
-  const int64_t steps = divide_up(even, kStep) * kStep;
+// Adds planes for channels first .. last of images of that many pixels. No plane cuts a term of `block` channels.
+void add_planes(std::vector<Plane>& planes, int64_t first, int64_t last, int64_t widest, int64_t block, int64_t pixels,
+                bool natural, int64_t channels) {
+  const int64_t count = divide_up(last - first, widest), unit = block == 1 ? kStep : block;
+  const int64_t steps = divide_up(divide_up(last - first, count), unit) * unit;
   const int64_t step = count == 1 ? last - first : steps < widest ? steps : widest;
   for (int64_t begin = first; begin < last; begin += step) {
     const int64_t end = begin + step < last ? begin + step : last;
@@ -161,10 +162,12 @@ void make_input(Built& built, const Source& source, int64_t channels) {
   int64_t begin = 0;
   for (int64_t s = 0; s < site.stages && !site.principal; ++s) {
     const int64_t end = site.guard.seen[s] * site.block;
-    add_planes(built.planes, begin, end, widest, pixels, natural, channels);
+    add_planes(built.planes, begin, end, widest, site.block, pixels, natural, channels);
     begin = end;
   }
-  if (begin < channels) add_planes(built.planes, begin, channels, widest, pixels, natural, channels);
+  if (begin < channels) {
+    add_planes(built.planes, begin, channels, widest, site.block, pixels, natural, channels);
+  }
   image.planes = built.planes.data();
   image.plane_count = static_cast<int64_t>(built.planes.size());
   if (natural && bare) {
@@ -188,7 +191,7 @@ void make_head_input(Built& built, const Tensor& down) {
   Image& image = site.head_input;
   image = {nullptr, down.size(0), site.input.width, site.input.height, nullptr, 0};
   const int64_t pixels = g.images * image.height * image.width;
-  add_planes(built.head_planes, 0, image.channels, widest_chunk(site), pixels, site.few_pixels, image.channels);
+  add_planes(built.head_planes, 0, image.channels, widest_chunk(site), 1, pixels, site.few_pixels, image.channels);
   image.planes = built.head_planes.data();
   image.plane_count = static_cast<int64_t>(built.head_planes.size());
   const int64_t numbers = numbers_of(built.head_planes, pixels);
