@@ -33,21 +33,25 @@ static inline int runs_inside(const Site& site, const Pixel& pixel, const Chunk&
   return count;
 }
 
-// partial[j] += the sums of one chunk for the listed neurons.
+// partial[j] += the sums of one segment for the listed neurons: W rows of weights at a time, each to its end.
 template <class T>
-static inline void add_chunk(const Site& site, const Pixel& pixel, const Chunk& chunk, bool head, const int32_t* list,
-                             int alive, float* partial) {
+static inline void add_segment(const Site& site, const Pixel& pixel, const Segment& segment, bool head,
+                               const int32_t* list, int alive, float* partial) {
   const Rows& weight = head ? site.head_weight : site.weight;
   const Image& image = head ? site.head_input : site.input;
-  const float* field = image.data + chunk.plane.offset + pixel.cell * chunk.plane.pitch;
-  Run runs[kMostRuns];
-  const int count = runs_inside(site, pixel, chunk, runs);
   for (int at = 0; at < alive; at += W) {
     const int lanes = alive - at < W ? alive - at : W;
     const T* rows[W];
     for (int j = 0; j < lanes; ++j) rows[j] = static_cast<const T*>(weight.data) + list[at + j] * weight.stride;
-    const Vec sum = sum_runs(lanes, Streams<float, T, true>{field, rows}, runs, runs + count);
-    store(partial + at, load(partial + at) + sum);
+    Vec total = load(partial + at);
+    for (int64_t c = 0; c < segment.count; ++c) {
+      const Chunk& chunk = segment.chunks[c];
+      const float* field = image.data + chunk.plane.offset + pixel.cell * chunk.plane.pitch;
+      Run runs[kMostRuns];
+      const int count = runs_inside(site, pixel, chunk, runs);
+      total = total + sum_runs(lanes, Streams<float, T, true>{field, rows}, runs, runs + count);
+    }
+    store(partial + at, total);
   }
 }
 
@@ -78,9 +82,7 @@ static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t firs
     if (needs_squares(site.guard)) {
       add_squares<T>(site, pixel, segment, list, alive, partial, squares);
     } else {
-      for (int64_t c = 0; c < segment.count; ++c) {
-        add_chunk<T>(site, pixel, segment.chunks[c], stage == 0, list, alive, partial);
-      }
+      add_segment<T>(site, pixel, segment, stage == 0, list, alive, partial);
     }
     int next = 0;
     for (int at = 0; at < alive; at += W) {
@@ -96,7 +98,7 @@ static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t firs
   }
   if (site.principal) memset(partial, 0, sizeof partial);
   const Segment& tail = site.segments[site.stages];
-  for (int64_t c = 0; c < tail.count; ++c) add_chunk<T>(site, pixel, tail.chunks[c], false, list, alive, partial);
+  add_segment<T>(site, pixel, tail, false, list, alive, partial);
   for (int at = 0; at < alive; at += W) {
     const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
     finish<T>(lanes, load(partial + at));

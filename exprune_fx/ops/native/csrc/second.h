@@ -31,15 +31,20 @@ static inline void add_rows(const T* weight, int64_t stride, const int32_t* list
   int at = 0;
   for (; at + 4 <= count; at += 4) {
     const T* row[4];
+    const T* next[4];  // asked for ahead: the rows lie apart by more than the hardware looks
     Vec value[4];
     for (int n = 0; n < 4; ++n) {
       row[n] = weight + list[at + n] * stride;
+      next[n] = at + 4 + n < count ? weight + list[at + 4 + n] * stride : row[n];
       value[n] = all(values[at + n]);
     }
     int64_t i = 0;
     for (; i + W <= columns; i += W) {
       Vec s = load(sum + i);
-      unrolled<4>([&](auto n) EXPRUNE_LAMBDA { s = fma(value[n], load(row[n] + i), s); });
+      unrolled<4>([&](auto n) EXPRUNE_LAMBDA {
+        __builtin_prefetch(next[n] + i);
+        s = fma(value[n], load(row[n] + i), s);
+      });
       store(sum + i, s);
     }
     if (i < columns) {
