@@ -8,7 +8,7 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int kNeurons = 64;  // that a piece of work covers at most
+constexpr int kNeurons = 128;  // that a piece of work covers at most
 
 constexpr int kMostRuns = 64;  // of a chunk over few pixels, after what lies in the padding is left out
 
@@ -33,6 +33,22 @@ static inline int runs_inside(const Site& site, const Pixel& pixel, const Chunk&
   return count;
 }
 
+// Asks for what a segment reads of some rows of weights: they lie apart by more than the hardware looks ahead.
+template <class T>
+EXPRUNE_INLINE void prefetch(const Site& site, const Segment& segment, const Rows& weight, const int32_t* list,
+                             int count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int j = 0; j < count; ++j) {
+    const T* row = static_cast<const T*>(weight.data) + list[j] * weight.stride;
+    for (int64_t c = 0; c < segment.count; ++c) {
+      const Chunk& chunk = segment.chunks[c];
+      for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
+        for (int64_t i = 0; i < run->length; i += line) __builtin_prefetch(row + run->weight + i, 0, 2);
+      }
+    }
+  }
+}
+
 // partial[j] += the sums of one segment for the listed neurons: W rows of weights at a time, each to its end.
 template <class T>
 static inline void add_segment(const Site& site, const Pixel& pixel, const Segment& segment, bool head,
@@ -41,6 +57,9 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
   const Image& image = head ? site.head_input : site.input;
   for (int at = 0; at < alive; at += W) {
     const int lanes = alive - at < W ? alive - at : W;
+    if (site.large && at + W < alive) {
+      prefetch<T>(site, segment, weight, list + at + W, alive - at - W < W ? alive - at - W : W);
+    }
     const T* rows[W];
     for (int j = 0; j < lanes; ++j) rows[j] = static_cast<const T*>(weight.data) + list[at + j] * weight.stride;
     Vec total = load(partial + at);
