@@ -186,7 +186,6 @@ NUMBERS: Sequence[Mistake] = [
     ("no guard", lambda b: b.calibrate([(data(2, 8),)], guard="bound"), ex.GuardError, "Calibrated"),
     ("a guard's class", lambda b: b.calibrate([(data(2, 8),)], guard=ex.Bound), ex.GuardError, "Calibrated"),
     ("head", lambda b: b.calibrate([(data(2, 8),)], head="tail"), ex.PlanError, '"auto", "prefix" or "principal"'),
-    ("latency", lambda b: b.calibrate([(data(2, 8),)], objective="latency"), ex.PlanError, 'objective="flops"'),
 ]
 PLANS: Sequence[Mistake] = [
     ("another model's", lambda b: ex.transform(b.gm, other_model()), ex.PlanError, "for another model"),

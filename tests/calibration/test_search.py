@@ -302,7 +302,6 @@ def test_stages_must_increase_inside_the_unit_interval(graph: fx.GraphModule, st
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"objective": "latency"}, "kernels"),
         ({"objective": "joules"}, "unknown objective"),
         ({"head": "tail"}, "unknown head"),
     ],
