@@ -1,9 +1,9 @@
 """A decoder in the shape of OPT, one token at a time: the row that stands for language models at small batch.
 
 Pre-LayerNorm, ReLU, attention over a key-value cache of 256 positions that comes in as two tensors. The weights are
-random, from a seed: a clock does not care. What it does care about is set near what was measured on real OPT models: the
-biases of fc1 leave 90 % of the hidden units zero over the calibration tokens, and 70 % of the neurons stop after an
-eighth of their terms, which removes 61 % of fc1's FLOPs: as many as Calibrated(0.005) removed on a small trained OPT at
+random, from a seed: a clock does not care. What it does care about is set near what was measured on real OPT models:
+the biases of fc1 leave 90 % of the hidden units zero over the calibration tokens, and 70 % of the neurons stop after an
+eighth of their terms. That removes 61 % of fc1's FLOPs, as many as Calibrated(0.005) removed on a small trained OPT at
 a loss within the noise. The gain of the LayerNorm in front makes that eighth hold most of the variance, as an order by
 variance does.
 """
