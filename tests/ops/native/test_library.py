@@ -38,7 +38,9 @@ def test_a_compiler_that_fails_is_one_warning(tmp_path: Path) -> None:
 def test_a_library_that_cannot_be_loaded_is_one_warning(tmp_path: Path) -> None:
     sources = small.write_sources(tmp_path / "csrc")
     fake = tmp_path / "fake-c++"
-    fake.write_text(f"#!{sys.executable}\nimport sys\nif '-o' in sys.argv:\n    open(sys.argv[sys.argv.index('-o') + 1], 'w').write('no library')\n")
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys\nif '-o' in sys.argv:\n    open(sys.argv[sys.argv.index('-o') + 1], 'w').write('no library')\n"
+    )
     fake.chmod(0o755)
     output = small.run(sources, ASK_TWICE, CXX=str(fake), EXPRUNE_CACHE_DIR=str(tmp_path / "cache"))
     assert "False False reference" in output
