@@ -89,7 +89,7 @@ def test_the_fastest_candidate_wins_and_what_was_measured_is_kept() -> None:
     assert (entry.timing.examples, entry.timing.threads) == (3, torch.get_num_threads())
 
 
-@pytest.mark.parametrize(("staged_s", "head"), [(0.98e-3, "dense"), (1.2e-3, "dense"), (0.9e-3, "prefix")])
+@pytest.mark.parametrize(("staged_s", "head"), [(0.8e-3, "dense"), (1.2e-3, "dense"), (0.7e-3, "prefix")])
 def test_what_does_not_beat_the_best_dense_form_by_the_margin_stays_dense(staged_s: float, head: str) -> None:
     slow = {"conv2d": 5e-3, "conv2d, channels-last": 1e-3, "oneDNN convolution": 2e-3}
     found = decided(captured(cnn(), images()), images(), lambda site, way: slow.get(way, staged_s))
@@ -104,9 +104,9 @@ def test_what_does_not_beat_the_best_dense_form_by_the_margin_stays_dense(staged
 
 
 def test_a_gain_of_less_than_the_calls_that_a_compiler_saves_is_none() -> None:
-    assert not pays(1e-6, 2.9e-6)
-    assert pays(1e-6, 3.1e-6)
-    assert not pays(0.98, 1.0)
+    assert not pays(10e-6, 29e-6)
+    assert pays(10e-6, 31e-6)
+    assert not pays(0.8, 1.0)
 
 
 def test_a_feed_forward_may_keep_all_neurons_and_skip_the_zeros() -> None:
