@@ -98,7 +98,7 @@ static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t firs
   for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
   for (int64_t stage = 0; stage < site.stages; ++stage) {
     const Segment& segment = site.segments[stage];
-    if (needs_squares(site.guard)) {
+    if (needs_squares(site.guard.kind)) {
       add_squares<T>(site, pixel, segment, list, alive, partial, squares);
     } else {
       add_segment<T>(site, pixel, segment, stage == 0, list, alive, partial);

@@ -134,7 +134,7 @@ static inline void add_squares(Tile& tile, const Segment& segment) {
 
 // Asks the guard, and keeps who goes on.
 static inline void select(Tile& tile, int64_t stage) {
-  const bool squares = needs_squares(tile.site.guard);
+  const bool squares = needs_squares(tile.site.guard.kind);
   for (int n = 0; n < tile.neurons; ++n) {
     Alive& alive = tile.alive[n];
     int next = 0;
@@ -158,7 +158,7 @@ static inline void everyone_alive(Tile& tile) {
     alive.count = tile.count;
     memcpy(alive.list, tile.everyone, sizeof(int32_t) * count);
     memset(alive.partial, 0, sizeof(float) * count);
-    if (needs_squares(tile.site.guard)) memset(alive.squares, 0, sizeof(float) * count);
+    if (needs_squares(tile.site.guard.kind)) memset(alive.squares, 0, sizeof(float) * count);
   }
 }
 
@@ -258,7 +258,7 @@ static inline void head(Tile& tile, const float* panel) {
   }
   everyone_alive(tile);
   if (site.stages == 0) return;
-  if (needs_squares(site.guard)) {
+  if (needs_squares(site.guard.kind)) {
     add_squares<T>(tile, site.segments[0]);
   } else {
     add_segment<T>(tile, site.segments[0], true);
@@ -271,7 +271,7 @@ static inline void work(Tile& tile, const float* panel) {
   const Site& site = tile.site;
   head<T>(tile, panel);
   for (int64_t stage = 1; stage < site.stages; ++stage) {
-    if (needs_squares(site.guard)) {
+    if (needs_squares(site.guard.kind)) {
       add_squares<T>(tile, site.segments[stage]);
     } else {
       add_segment<T>(tile, site.segments[stage], false);

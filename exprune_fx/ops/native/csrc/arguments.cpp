@@ -93,7 +93,7 @@ void add_chunk(Built& built, const Image& image, const Plane& plane, const Weigh
 // The segments of a site: chunk pointers are set last, when the vectors do not move any more.
 void add_segments(Built& built) {
   Site& site = built.site;
-  const bool squares = site.guard.kind == GuardKind::StatsTest || site.guard.kind == GuardKind::FinitePopulation;
+  const bool squares = needs_squares(site.guard.kind);
   std::vector<int64_t> ends;  // chunks up to the end of each segment
   std::vector<int64_t> runs_before;
   const auto add = [&](const Image& image, const Plane& plane, const Weight& weight) {
@@ -302,7 +302,7 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   const int64_t taps = geometry.kernel_rows * geometry.kernel_columns;
   const bool linear = is_linear(geometry);
   site.few_pixels = taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
-  const bool squares = site.guard.kind == GuardKind::StatsTest || site.guard.kind == GuardKind::FinitePopulation;
+  const bool squares = needs_squares(site.guard.kind);
   site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels;
   site.large = site.outputs * channels * taps > kLargeWeights;
   if (site.pixels == 0) return;

@@ -60,6 +60,11 @@ struct Geometry {
   int64_t rows_in, columns_in;  // without the padding
 };
 
+// The rules that read the sum of the squared terms. (Static: units of several instruction sets include this file.)
+static inline bool needs_squares(GuardKind kind) {
+  return kind == GuardKind::StatsTest || kind == GuardKind::FinitePopulation;
+}
+
 struct Guard {
   GuardKind kind;
   float number;           // threshold or quantile

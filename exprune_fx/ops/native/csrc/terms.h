@@ -6,10 +6,6 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-EXPRUNE_INLINE bool needs_squares(const Guard& guard) {
-  return guard.kind == GuardKind::StatsTest || guard.kind == GuardKind::FinitePopulation;
-}
-
 // Adds one segment's terms and their squares at one pixel, a lane a term: a term is a channel's sum over the taps (runs
 // are one a tap, alike in length), or `block` neighbouring numbers of a linear layer.
 template <class T>
