@@ -172,25 +172,24 @@ static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
   const T* rows[N];
   for (int n = 0; n < N; ++n) rows[n] = row_of<T>(site.head_weight, tile.first_neuron + first + n);
   Vec s[N * kPixelVectors];
-  unrolled<N * kPixelVectors>([&](auto k) EXPRUNE_LAMBDA { s[k] = zero(); });
+  EXPRUNE_UNROLLED for (int k = 0; k < N * kPixelVectors; ++k) s[k] = zero();
   for (int64_t c = 0; c < head.count; ++c) {
     const Chunk& chunk = head.chunks[c];
     for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
       for (int64_t i = run->weight; i < run->weight + run->length; ++i, panel += kLaneTile) {
         Vec x[kPixelVectors];
-        unrolled<kPixelVectors>([&](auto v) EXPRUNE_LAMBDA { x[v] = load(panel + v * W); });
-        unrolled<N>([&](auto n) EXPRUNE_LAMBDA {
+        EXPRUNE_UNROLLED for (int v = 0; v < kPixelVectors; ++v) x[v] = load(panel + v * W);
+        EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) {
           const Vec w = all(widen(rows[n][i]));
-          unrolled<kPixelVectors>([&](auto v) EXPRUNE_LAMBDA {
-            constexpr int k = n * kPixelVectors + v;
-            s[k] = fma(w, x[v], s[k]);
-          });
-        });
+          EXPRUNE_UNROLLED for (int v = 0; v < kPixelVectors; ++v) {
+            s[n * kPixelVectors + v] = fma(w, x[v], s[n * kPixelVectors + v]);
+          }
+        }
       }
     }
   }
   Vec sum[N * kPixelVectors];  // a copy: what is indexed by a variable lies in memory
-  unrolled<N * kPixelVectors>([&](auto k) EXPRUNE_LAMBDA { sum[k] = s[k]; });
+  EXPRUNE_UNROLLED for (int k = 0; k < N * kPixelVectors; ++k) sum[k] = s[k];
   const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
   for (int n = 0; n < N; ++n) {
     const int64_t neuron = tile.first_neuron + first + n;

@@ -14,12 +14,12 @@ namespace EXPRUNE_ISA_NAMESPACE {
 template <int N, int V, class A, class B>
 EXPRUNE_INLINE void add_vectors(const A* shared, const B* const* other, int64_t offset, Vec (&s)[N]) {
   Vec a[V];
-  unrolled<V>([&](auto v) EXPRUNE_LAMBDA { a[v] = load(shared + v * W); });
+  EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) a[v] = load(shared + v * W);
   forget();
-  unrolled<N>([&](auto j) EXPRUNE_LAMBDA {
+  EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) {
     const B* p = other[j] + offset;
-    unrolled<V>([&](auto v) EXPRUNE_LAMBDA { s[j] = fma(a[v], load(p + v * W), s[j]); });
-  });
+    EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) s[j] = fma(a[v], load(p + v * W), s[j]);
+  }
 }
 
 // One run: s[j] += shared[0:length] * other[j][0:length], lane by lane.
@@ -39,7 +39,7 @@ EXPRUNE_INLINE void add_run(const A* shared, const B* const* other, int64_t offs
     const int rest = static_cast<int>(length - i);
     const Vec a = load_first(shared + i, rest);
     forget();
-    unrolled<N>([&](auto j) EXPRUNE_LAMBDA { s[j] = fma(a, load_first(other[j] + (offset + i), rest), s[j]); });
+    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(a, load_first(other[j] + (offset + i), rest), s[j]);
   }
 }
 
@@ -57,16 +57,10 @@ struct Streams {
 template <int N, class StreamsT>
 static __attribute__((noinline)) Vec sum_runs_n(const StreamsT& streams, const Run* run, const Run* end) {
   Vec s[N];
-  unrolled<N>([&](auto j) EXPRUNE_LAMBDA { s[j] = zero(); });
+  EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = zero();
   for (; run != end; ++run) add_run<N>(streams.at(*run), streams.other, streams.offset(*run), run->length, s);
   Vec lanes[W];
-  unrolled<W>([&](auto j) EXPRUNE_LAMBDA {
-    if constexpr (j < N) {
-      lanes[j] = s[j];
-    } else {
-      lanes[j] = zero();
-    }
-  });
+  EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < N ? s[j] : zero();
   return sums(lanes);
 }
 

@@ -41,16 +41,16 @@ static inline void add_rows(const T* weight, int64_t stride, const int32_t* list
     int64_t i = 0;
     for (; i + W <= columns; i += W) {
       Vec s = load(sum + i);
-      unrolled<4>([&](auto n) EXPRUNE_LAMBDA {
+      EXPRUNE_UNROLLED for (int n = 0; n < 4; ++n) {
         __builtin_prefetch(next[n] + i);
         s = fma(value[n], load(row[n] + i), s);
-      });
+      }
       store(sum + i, s);
     }
     if (i < columns) {
       const int rest = static_cast<int>(columns - i);
       Vec s = load_first(sum + i, rest);
-      unrolled<4>([&](auto n) EXPRUNE_LAMBDA { s = fma(value[n], load_first(row[n] + i, rest), s); });
+      EXPRUNE_UNROLLED for (int n = 0; n < 4; ++n) s = fma(value[n], load_first(row[n] + i, rest), s);
       store_first(sum + i, s, rest);
     }
   }

@@ -29,6 +29,8 @@ namespace EXPRUNE_ISA_NAMESPACE {
 #define EXPRUNE_INLINE static inline __attribute__((always_inline))
 #define EXPRUNE_INLINE_METHOD inline __attribute__((always_inline))
 #define EXPRUNE_LAMBDA __attribute__((always_inline))
+// In front of a loop of constant length: it is unrolled whole, so that arrays that it indexes live in registers.
+#define EXPRUNE_UNROLLED _Pragma("GCC unroll 32")
 
 
 EXPRUNE_INLINE float widen(float value) { return value; }
@@ -285,20 +287,6 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
 #endif
 
 EXPRUNE_INLINE uint32_t lanes_below(int64_t n) { return (1u << (n < W ? n : W)) - 1u; }
-
-// f(0), f(1), ..., f(N - 1), with constants: arrays that are indexed so live in registers, which loops do not ensure.
-template <int J>
-struct Index {
-  constexpr operator int() const { return J; }
-};
-
-template <int N, int J = 0, class F>
-EXPRUNE_INLINE void unrolled(const F& f) {
-  if constexpr (J < N) {
-    f(Index<J>{});
-    unrolled<N, J + 1>(f);
-  }
-}
 
 // Keeps the compiler from carrying what it read from memory over this point: pointers are cheaper to read again than
 // to hold in registers that the sums need.
