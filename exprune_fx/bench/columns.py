@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import ExpruneError
+from exprune_fx.graph.edits import copy_graph_module
 
 INNER: dict[str, dict[str, Any]] = {
     "inductor": {},
@@ -101,7 +102,9 @@ def compiled(model: nn.Module, name: str, inner: str, example: tuple[Any, ...]) 
     """
     options = INNER[inner]
     backend = _Backend(options)
-    call = torch.compile(copy.deepcopy(model), backend=backend, fullgraph=True)
+    # Weights of ours stay where they are, in the memory that was made ready for them.
+    own = copy_graph_module(model) if isinstance(model, fx.GraphModule) else copy.deepcopy(model)
+    call = torch.compile(own, backend=backend, fullgraph=True)
     freezing = bool(options.get("freezing"))
     with torch.no_grad(), _quiet(), torch._dynamo.config.patch(prepare_freezing=freezing):
         try:

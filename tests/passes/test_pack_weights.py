@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from exprune_fx.graph import capture
 from exprune_fx.graph.printing import python_text
-from exprune_fx.guards import Bound, Calibrated
+from exprune_fx.guards import Bound, Calibrated, StatsTest
 from exprune_fx.passes.fuse_feed_forward import FuseFeedForwardPass
 from exprune_fx.passes.lower_sites import LowerSitesPass
 from exprune_fx.passes.pack_weights import PackWeightsPass
@@ -143,3 +143,34 @@ def test_a_model_that_is_channels_last_already_is_not_copied() -> None:
     x = torch.randn(2, 3, 8, 8)
     gm = normalise(capture(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)))
     assert not PackWeightsPass()(fused(gm)).changed
+
+
+class _Wide(nn.Module):
+    """A first weight of 2 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(8, 512), nn.Linear(512, 1024), nn.Linear(1024, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+
+
+def test_the_first_columns_of_a_large_weight_get_rows_of_their_own() -> None:
+    gm, x = captured(randomised(_Wide()), 8)
+    before = LowerSitesPass()(staged(gm, Calibrated(0.1), count=2)).graph_module
+    result = PackWeightsPass()(before)
+    packed = {name: value for name, value in tensors(result.graph_module).items() if name.endswith(".head")}
+    (call,) = (n for n in result.graph_module.graph.nodes if any(str(a) == "exprune_fc2_weight_head" for a in n.args))
+    first = next(value for value in call.args if isinstance(value, list))[0]
+    assert list(packed) == ["exprune.fc2_weight.head"], "the other weights are small"
+    assert torch.equal(packed["exprune.fc2_weight.head"], gm.fc2.weight[:, :first].detach())  # type: ignore[union-attr, index]
+    assert not PackWeightsPass()(result.graph_module).changed
+    with torch.no_grad():
+        assert torch.equal(result.graph_module(x), before(x)), "another place to read the same numbers"
+
+
+def test_a_rule_that_reads_squares_gets_no_packed_head() -> None:
+    gm, _ = captured(randomised(_Wide()), 8)
+    before = LowerSitesPass()(staged(gm, StatsTest(0.1), count=1)).graph_module
+    assert not any(name.endswith(".head") for name in tensors(PackWeightsPass()(before).graph_module))

@@ -17,7 +17,7 @@ from exprune_fx.errors import KernelError
 GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
 ACTIVATIONS = ("relu", "relu6", "relu_squared")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SQUARES = ("stats_test", "finite_population")
+SQUARES = ("stats_test", "finite_population")
 
 
 def register() -> None:
@@ -44,7 +44,7 @@ class _Site:
         weight: [out, K] or [out, C, kh, kw].
         bias: [out] or None.
         down: [r, K] or None.
-        up: [out, r] or [out, r, kh, kw], or None.
+        up: [out, r] or [out, r, kh, kw]; without `down`, the first stage's columns of a linear weight; or None.
         stages: terms seen at each test.
         block: features in one term.
         guard: one of `GUARDS`.
@@ -97,15 +97,24 @@ class _Site:
         self.require(self.block >= 1 and features % self.block == 0, f"{features} features in blocks of {self.block}")
         terms = features // self.block
         if self.down is None or self.up is None:
-            self.require(self.down is None and self.up is None, "one of down and up without the other")
+            self.require(self.down is None, "down without up")
             grows = all(a < b for a, b in zip([0, *self.stages], [*self.stages, terms], strict=True))
             self.require(not self.stages or grows, f"stages {self.stages} of {terms} terms", "let them grow, below all")
+            self._check_packed_head()
             return
         rank = self.down.shape[0]
         self.require(self.stages == [rank], f"a principal head of rank {rank} with stages {self.stages}", f"[{rank}]")
-        self.require(self.guard not in _SQUARES, f"guard {self.guard!r} with a principal head", "use a prefix head")
+        self.require(self.guard not in SQUARES, f"guard {self.guard!r} with a principal head", "use a prefix head")
         self.tensor("down", self.down, [rank, features])
         self.tensor("up", self.up, [out, rank, *self.weight.shape[2:]])
+
+    def _check_packed_head(self) -> None:
+        """Up without down: the first stage's columns of a linear weight once more, in rows of their own."""
+        if self.up is None:
+            return
+        reads_it = self.weight.dim() == 2 and bool(self.stages) and self.guard not in SQUARES
+        self.require(reads_it, f"up without down, guard {self.guard!r}", "a prefix of a linear layer may be packed")
+        self.tensor("up", self.up, [self.weight.shape[0], self.stages[0] * self.block])
 
     def _check_limits(self) -> None:
         out, tests = self.weight.shape[0], len(self.stages)

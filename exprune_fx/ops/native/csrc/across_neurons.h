@@ -49,6 +49,19 @@ EXPRUNE_INLINE void prefetch(const Site& site, const Segment& segment, const Row
   }
 }
 
+// The sums over some runs of up to W rows, one row after the other: rows that lie one behind another are one stream.
+template <class T>
+static inline Vec sum_in_turn(int n, const float* field, const T* const* rows, const Run* runs, const Run* end) {
+  Vec lanes[W];
+  for (int j = 0; j < W; ++j) lanes[j] = zero();
+  for (int j = 0; j < n; ++j) {
+    Vec s[1] = {zero()};
+    for (const Run* run = runs; run != end; ++run) add_run<1>(field + run->input, rows + j, run->weight, run->length, s);
+    lanes[j] = s[0];
+  }
+  return sums(lanes);
+}
+
 // partial[j] += the sums of one segment for the listed neurons: W rows of weights at a time, each to its end.
 template <class T>
 static inline void add_segment(const Site& site, const Pixel& pixel, const Segment& segment, bool head,
@@ -57,7 +70,8 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
   const Image& image = head ? site.head_input : site.input;
   for (int at = 0; at < alive; at += W) {
     const int lanes = alive - at < W ? alive - at : W;
-    if (site.large && at + W < alive) {
+    const bool in_turn = head && site.packed_head;
+    if (site.large && !in_turn && at + W < alive) {
       prefetch<T>(site, segment, weight, list + at + W, alive - at - W < W ? alive - at - W : W);
     }
     const T* rows[W];
@@ -68,7 +82,8 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
       const float* field = image.data + chunk.plane.offset + pixel.cell * chunk.plane.pitch;
       Run runs[kMostRuns];
       const int count = runs_inside(site, pixel, chunk, runs);
-      total = total + sum_runs(lanes, Streams<float, T, true>{field, rows}, runs, runs + count);
+      total = total + (in_turn ? sum_in_turn(lanes, field, rows, runs, runs + count)
+                               : sum_runs(lanes, Streams<float, T, true>{field, rows}, runs, runs + count));
     }
     store(partial + at, total);
   }

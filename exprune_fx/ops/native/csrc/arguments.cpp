@@ -287,6 +287,7 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   site.block = block;
   site.stages = static_cast<int64_t>(head.stages.size());
   site.principal = head.down.has_value();
+  site.packed_head = !site.principal && head.up.has_value();
   site.activation = activation_of(activation);
   built.bias = widened(bias, site.outputs, "the bias");
   site.bias = built.bias.data;
@@ -320,6 +321,14 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
     built.up = weight_of(*head.up);
     site.head_weight = {built.up.data, built.up.output_stride};
     make_head_input(built, row_major(*head.down));
+  }
+  if (site.packed_head) {
+    STD_TORCH_CHECK(is_linear(geometry) && site.stages > 0 && !squares && head.up->dim() == 2 &&
+                        head.up->size(0) == site.outputs && head.up->size(1) == head.stages[0] * block &&
+                        dtype_of(*head.up, "up") == site.dtype,
+                    "exprune: up without down must be the first stage's columns of a linear weight");
+    built.up = weight_of(*head.up);
+    site.head_weight = {built.up.data, built.up.output_stride};
   }
   add_segments(built);
   if (site.guard.kind == GuardKind::Bound) {

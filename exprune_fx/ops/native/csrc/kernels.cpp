@@ -120,16 +120,9 @@ void second_piece(const void* context, int64_t index) {
   });
 }
 
-void second_layer(const SecondLayer& layer, const Host& host) {
-  if (layer.rows == 0) return;
-  const int64_t columns = divide_up(divide_up(layer.outputs, divide_up(layer.outputs, kColumns) * 2), 32) * 32;
-  const SecondCut cut{&layer, columns, divide_up(layer.outputs, columns)};
-  host.parallel(cut.chunks * divide_up(layer.rows, kRows), second_piece, &cut);
-}
-
 void value_piece(const void* context, int64_t index) {
   const ValueBranch& branch = *static_cast<const ValueBranch*>(context);
-  const int64_t first = index * kUnits, end = first + kUnits;
+  const int64_t first = index * kGroup, end = first + kGroup;
   for (int64_t row = 0; row < branch.rows; ++row) {
     with_type(branch.dtype, [&]<class T>(T*) {
       value_units<T>(branch, row, first, end < branch.hidden_size ? end : branch.hidden_size);
@@ -137,8 +130,55 @@ void value_piece(const void* context, int64_t index) {
   }
 }
 
-void value_branch(const ValueBranch& branch, const Host& host) {
-  host.parallel(divide_up(branch.hidden_size, kUnits), value_piece, &branch);
+struct GroupCut {
+  const FeedForward* layers;
+  int64_t columns, chunks;
+  float* partials;  // [groups, rows, outputs]
+};
+
+// Some hidden units from their first term to what they add to the outputs, at every row.
+void group_piece(const void* context, int64_t index) {
+  const GroupCut& cut = *static_cast<const GroupCut*>(context);
+  const Site& site = *cut.layers->site;
+  const SecondLayer& second = cut.layers->second;
+  const int64_t first = index * kGroup, end = first + kGroup, last = end < site.outputs ? end : site.outputs;
+  for (int64_t p = 0; p < site.pixels; ++p) {
+    const Pixel pixel = pixel_at(site, p);
+    with_type(site.dtype, [&]<class T>(T*) {
+      clear<T>(site, pixel, first, last - first);
+      neurons_at<T>(site, pixel, first, last);
+      if (cut.layers->value) value_units<T>(*cut.layers->value, p, first, last);
+      float* partial = cut.partials + (index * site.pixels + p) * second.outputs;
+      add_group<T>(second, p, first, 0, second.outputs, partial);
+    });
+  }
+}
+
+void join_piece(const void* context, int64_t index) {
+  const GroupCut& cut = *static_cast<const GroupCut*>(context);
+  const SecondLayer& second = cut.layers->second;
+  const int64_t first = index % cut.chunks * cut.columns, end = first + cut.columns;
+  with_type(second.dtype, [&]<class T>(T*) {
+    join_groups<T>(second, index / cut.chunks, first, end < second.outputs ? end : second.outputs, cut.partials);
+  });
+}
+
+void feed_forward(const FeedForward& layers, const Host& host) {
+  const SecondLayer& second = layers.second;
+  if (second.rows == 0) return;
+  if (layers.site->few_pixels) {
+    const int64_t groups = divide_up(second.hidden_size, kGroup);
+    const int64_t bytes = groups * second.rows * second.outputs * static_cast<int64_t>(sizeof(float));
+    const GroupCut cut{&layers, kColumns, divide_up(second.outputs, kColumns),
+                       static_cast<float*>(host.scratch(kPartials, bytes))};
+    host.parallel(groups, group_piece, &cut);
+    return host.parallel(cut.chunks * second.rows, join_piece, &cut);
+  }
+  site(*layers.site, host);
+  if (layers.value) host.parallel(divide_up(second.hidden_size, kGroup), value_piece, layers.value);
+  const int64_t columns = divide_up(divide_up(second.outputs, divide_up(second.outputs, kColumns) * 2), 32) * 32;
+  const SecondCut cut{&second, columns, divide_up(second.outputs, columns)};
+  host.parallel(cut.chunks * divide_up(second.rows, kRows), second_piece, &cut);
 }
 
 }  // namespace
@@ -156,7 +196,7 @@ const Kernels& portable_kernels() {
 #endif
   using namespace EXPRUNE_ISA_NAMESPACE;
   static const Kernels kernels{EXPRUNE_NAME(EXPRUNE_ISA_NAMESPACE), widen_image, dense_pixels, input_norms, site,
-                               value_branch, second_layer};
+                               feed_forward};
   return kernels;
 }
 

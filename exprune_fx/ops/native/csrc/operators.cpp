@@ -140,24 +140,37 @@ Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
 
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::Float32 ? 4 : 2; }
 
-void* hidden_of(LinearSite& made) {
-  Site& site = made.built.site;
-  site.result = scratch(kHidden, site.pixels * site.outputs * bytes_of(site.dtype));
-  kernels().site(site, host());
-  return site.result;
-}
+struct Value {
+  const Tensor& weight;
+  const Maybe& bias;
+};
 
-Tensor second_half(const Tensor& x, const LinearSite& made, const void* hidden, const Tensor& weight, const Maybe& bias) {
-  const Site& site = made.built.site;
+Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const Tensor& weight, const Maybe& bias) {
+  Site& site = made.built.site;
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == site.outputs,
                   "exprune: the second weight must read the hidden units");
   STD_TORCH_CHECK(dtype_of(weight, "the second weight") == site.dtype, "exprune: the weights differ in dtype");
+  void* hidden = scratch(kHidden, site.pixels * site.outputs * bytes_of(site.dtype));
+  site.result = hidden;
+  ValueBranch branch{};
+  Tensor value_rows;
+  Floats value_bias;
+  if (value) {
+    STD_TORCH_CHECK(value->weight.dim() == 2 && value->weight.size(0) == site.outputs &&
+                        value->weight.size(1) == made.built.weight.channels,
+                    "exprune: the value branch must have the gate's shape");
+    STD_TORCH_CHECK(dtype_of(value->weight, "the value branch") == site.dtype, "exprune: the weights differ in dtype");
+    value_rows = row_major(value->weight);
+    value_bias = widened(value->bias, site.outputs, "the value branch's bias");
+    branch = {site.dtype, site.pixels, site.outputs, site.input,
+              {value_rows.data_ptr(), value_rows.strides()[0]}, value_bias.data, hidden};
+  }
   const Tensor transposed = row_major(torch::stable::transpose(weight, 0, 1));
   const Floats wide_bias = widened(bias, weight.size(0), "the second bias");
   Tensor result = torch::stable::new_empty(x, with_last(x, weight.size(0)));
-  const SecondLayer layer{site.dtype, site.pixels, site.outputs, weight.size(0), hidden,
-                          {transposed.data_ptr(), transposed.strides()[0]}, wide_bias.data, result.data_ptr()};
-  kernels().second_layer(layer, host());
+  const SecondLayer second{site.dtype, site.pixels, site.outputs, weight.size(0), hidden,
+                           {transposed.data_ptr(), transposed.strides()[0]}, wide_bias.data, result.data_ptr()};
+  kernels().feed_forward({&site, value ? &branch : nullptr, second}, host());
   return result;
 }
 
@@ -166,7 +179,7 @@ Tensor staged_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Siz
                   Maybe bias_out) {
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
-  return second_half(x, made, hidden_of(made), weight_out, bias_out);
+  return feed_forward(x, made, nullptr, weight_out, bias_out);
 }
 
 Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
@@ -174,18 +187,8 @@ Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe u
                         Maybe bias_value, Tensor weight_out, Maybe bias_out) {
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
-  const Site& site = made.built.site;
-  STD_TORCH_CHECK(weight_value.dim() == 2 && weight_value.size(0) == site.outputs &&
-                      weight_value.size(1) == weight.size(1),
-                  "exprune: the value branch must have the gate's shape");
-  STD_TORCH_CHECK(dtype_of(weight_value, "the value branch") == site.dtype, "exprune: the weights differ in dtype");
-  void* hidden = hidden_of(made);
-  const Tensor value = row_major(weight_value);
-  const Floats wide_bias = widened(bias_value, site.outputs, "the value branch's bias");
-  const ValueBranch branch{site.dtype, site.pixels, site.outputs, site.input,
-                           {value.data_ptr(), value.strides()[0]}, wide_bias.data, hidden};
-  kernels().value_branch(branch, host());
-  return second_half(x, made, hidden, weight_out, bias_out);
+  const Value value{weight_value, bias_value};
+  return feed_forward(x, made, &value, weight_out, bias_out);
 }
 
 // --- convolution ----------------------------------------------------------------------------------------------------

@@ -79,10 +79,11 @@ struct Site {
   Dtype dtype;  // of the weights
   Geometry geometry;
   int64_t outputs, pixels;
-  Rows weight, head_weight;    // the same, unless the head is principal
+  Rows weight, head_weight;    // the same, unless the head is principal or packed
   Image input, head_input;     // the same, unless the head is principal
   int64_t stages;              // 0: no head
   bool principal;
+  bool packed_head;            // the head's rows lie one behind another, apart from the weight's
   bool few_pixels;             // a piece of work is some neurons at every pixel, not some pixels for some neurons
   bool large;                  // the weights do not stay in the cache from one call to the next
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
@@ -116,6 +117,13 @@ struct ValueBranch {
   void* hidden;             // [rows, hidden_size]
 };
 
+// linear -> activation (-> times the value branch) -> linear. The site's result is what the others take for hidden.
+struct FeedForward {
+  const Site* site;
+  const ValueBranch* value;  // or null
+  SecondLayer second;
+};
+
 // The operator's input, of any dtype and strides (in elements).
 struct Source {
   Dtype dtype;
@@ -133,7 +141,7 @@ struct Host {
   void* (*scratch)(int purpose, int64_t bytes);
 };
 
-enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kNorms, kPurposes };
+enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kPurposes };
 
 // The kernels of one instruction set.
 struct Kernels {
@@ -146,8 +154,7 @@ struct Kernels {
   // Bound's input norms, [stages + 1, pixels].
   void (*input_norms)(const Site& site, float* norms, const Host& host);
   void (*site)(const Site& site, const Host& host);
-  void (*value_branch)(const ValueBranch& branch, const Host& host);
-  void (*second_layer)(const SecondLayer& layer, const Host& host);
+  void (*feed_forward)(const FeedForward& layers, const Host& host);
 };
 
 const Kernels& portable_kernels();

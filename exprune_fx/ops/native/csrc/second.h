@@ -6,10 +6,9 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int kHiddenTile = 256;   // hidden units whose rows stay in the cache while several rows of input use them
+constexpr int kGroup = 128;        // hidden units that are added up apart: the order of a sum knows no threads, no batch
 constexpr int kColumns = 1024;     // outputs of a piece of work: their sums stay in the innermost cache
 constexpr int kRows = 16;          // rows of input of a piece of work
-constexpr int kUnits = 64;         // hidden units of a piece of work of the value branch
 
 // The hidden units of one row that are not zero, from `first` to `last`.
 template <class T>
@@ -66,35 +65,61 @@ static inline void add_rows(const T* weight, int64_t stride, const int32_t* list
   }
 }
 
+// sum[0:columns] = what the hidden units of one row from `unit` on, a group at most, add to the outputs from `first` on.
+template <class T>
+static inline void add_group(const SecondLayer& layer, int64_t row, int64_t unit, int64_t first, int64_t columns,
+                             float* sum) {
+  int32_t list[kGroup];
+  float values[kGroup];
+  const T* hidden = static_cast<const T*>(layer.hidden) + row * layer.hidden_size;
+  const int64_t stop = unit + kGroup < layer.hidden_size ? unit + kGroup : layer.hidden_size;
+  const int count = nonzero(hidden, unit, stop, list, values);
+  memset(sum, 0, sizeof(float) * static_cast<size_t>(columns));
+  add_rows(static_cast<const T*>(layer.weight.data) + first, layer.weight.stride, list, values, count, columns, sum);
+}
+
+template <class T>
+EXPRUNE_INLINE void write_outputs(const SecondLayer& layer, int64_t row, int64_t first, int64_t columns,
+                                  const float* sum) {
+  T* result = static_cast<T*>(layer.result) + row * layer.outputs + first;
+  for (int64_t i = 0; i < columns; ++i) result[i] = narrow<T>(sum[i] + (layer.bias ? layer.bias[first + i] : 0.0f));
+}
+
+// Outputs first .. last, at most kColumns of them, of one row, from the sums of all groups: [groups, rows, outputs].
+template <class T>
+static inline void join_groups(const SecondLayer& layer, int64_t row, int64_t first, int64_t last, const float* groups) {
+  const int64_t columns = last - first, count = (layer.hidden_size + kGroup - 1) / kGroup;
+  float sums[kColumns] = {};
+  for (int64_t group = 0; group < count; ++group) {
+    const float* part = groups + (group * layer.rows + row) * layer.outputs + first;
+    for (int64_t i = 0; i < columns; ++i) sums[i] += part[i];
+  }
+  write_outputs<T>(layer, row, first, columns, sums);
+}
+
 // Outputs first .. last, at most kColumns of them, of rows begin .. end of the input, at most kRows of them.
 template <class T>
 static inline void second_columns(const SecondLayer& layer, int64_t first, int64_t last, int64_t begin, int64_t end) {
   const int64_t columns = last - first;
-  const T* weight = static_cast<const T*>(layer.weight.data) + first;
-  float sums[kRows * kColumns];
+  float sums[kRows * kColumns], part[kColumns];
   memset(sums, 0, sizeof(float) * static_cast<size_t>(columns * (end - begin)));
-  int32_t list[kHiddenTile];
-  float values[kHiddenTile];
-  for (int64_t unit = 0; unit < layer.hidden_size; unit += kHiddenTile) {
-    const int64_t stop = unit + kHiddenTile < layer.hidden_size ? unit + kHiddenTile : layer.hidden_size;
+  for (int64_t unit = 0; unit < layer.hidden_size; unit += kGroup) {
     for (int64_t row = begin; row < end; ++row) {
-      const T* hidden = static_cast<const T*>(layer.hidden) + row * layer.hidden_size;
-      const int count = nonzero(hidden, unit, stop, list, values);
-      add_rows(weight, layer.weight.stride, list, values, count, columns, sums + (row - begin) * columns);
+      add_group<T>(layer, row, unit, first, columns, part);
+      float* sum = sums + (row - begin) * columns;
+      for (int64_t i = 0; i < columns; ++i) sum[i] += part[i];
     }
   }
   for (int64_t row = begin; row < end; ++row) {
-    T* result = static_cast<T*>(layer.result) + row * layer.outputs + first;
-    const float* sum = sums + (row - begin) * columns;
-    for (int64_t i = 0; i < columns; ++i) result[i] = narrow<T>(sum[i] + (layer.bias ? layer.bias[first + i] : 0.0f));
+    write_outputs<T>(layer, row, first, columns, sums + (row - begin) * columns);
   }
 }
 
-// Units first .. last of one row: multiplied by their dot products with the input, where they are not zero.
+// Units first .. last of one row, a group at most: multiplied by their dot products with the input, where they are not zero.
 template <class T>
 static inline void value_units(const ValueBranch& branch, int64_t row, int64_t first, int64_t last) {
-  int32_t list[kUnits];
-  float gates[kUnits];
+  int32_t list[kGroup];
+  float gates[kGroup];
   T* hidden = static_cast<T*>(branch.hidden) + row * branch.hidden_size;
   const int alive = nonzero(hidden, first, last, list, gates);
   for (int at = 0; at < alive; at += W) {
