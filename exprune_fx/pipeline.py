@@ -23,6 +23,7 @@ from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.plan import Plan
 from exprune_fx.sites import Site, find_sites
 from exprune_fx.staging import ROLE_KEY
+from exprune_fx.staging.pages import back_by_huge_pages, weights_of_fused
 from exprune_fx.symmetry import SymmetryReport, symmetries
 
 NORMALISE: tuple[Pass, ...] = (DropNoOpsPass(), FoldBatchNormPass(), CommuteReluMaxPoolPass())
@@ -38,12 +39,18 @@ class StagedRecord:
         dense: the normalised, reordered graph before staging; it shares its tensors with the staged or lowered one.
         sites: the sites of ``dense``.
         groups: the symmetry groups of ``dense``.
+        captured: the graph that was given to ``transform``, with the tensors of ``dense`` where that has one of the
+            name: reordered and packed, so that no weight is held twice. What normalising did away with is its own, and
+            its metadata are those of the original. Not to be run; `exprune_fx.saving` puts the order back.
+        lowered: whether fused operators were made where there is a kernel.
     """
 
     plan: Plan
     dense: fx.GraphModule
     sites: tuple[Site, ...]
     groups: SymmetryReport
+    captured: fx.GraphModule | None = None
+    lowered: bool = False
 
 
 def record_of(gm: fx.GraphModule) -> StagedRecord | None:
@@ -85,11 +92,27 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     if not isinstance(plan, Plan):
         raise PlanError(f"the plan is a {type(plan).__name__}", hint="give the Plan that calibrate returned")
     lower = lower and bool(plan.staged or plan.skipping) and native.available()
-    dense = run_pipeline(gm, (*NORMALISE, ReorderTermsPass(plan.orders), *((ReshapeViewsPass(),) if lower else ())))
+    return rewrite(normalise(gm), plan, lower=lower)
+
+
+def rewrite(gm: fx.GraphModule, plan: Plan, *, lower: bool, pack: bool = True) -> fx.GraphModule:
+    """What ``transform`` does to a graph that is normalised already.
+
+    Args:
+        gm: a normalised graph; it is left as it is.
+        plan: one entry for each site of it.
+        lower: use the fused operators, which must be there.
+        pack: give weights the memory layouts in which the kernels read them; else they convert them at each call.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        PassError: a site cannot be staged as planned.
+    """
+    dense = run_pipeline(gm, (ReorderTermsPass(plan.orders), *((ReshapeViewsPass(),) if lower else ())))
     groups = symmetries(dense)
     record = StagedRecord(plan, dense, find_sites(dense, groups), groups)
     plan.check_fits(record.sites)
-    staged = lowered_form(record) if lower else _stage(record)
+    staged = lowered_form(record, pack=pack) if lower else _stage(record)
     if lower:
         record = replace(record, dense=with_tensors_of(dense, staged))
     if staged is dense:
@@ -98,7 +121,7 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     return staged
 
 
-def lowered_form(record: StagedRecord) -> fx.GraphModule:
+def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     """The staged graph with fused operators, which must be there; it has no record yet.
 
     ``record.dense`` has no `aten.view` behind convolutions (see reshape-views).
@@ -107,7 +130,7 @@ def lowered_form(record: StagedRecord) -> fx.GraphModule:
     lowering: tuple[Pass, ...] = (
         LowerSitesPass(),
         FuseFeedForwardPass(record.sites, skipping),
-        PackWeightsPass(),
+        *((PackWeightsPass(),) if pack else ()),
     )
     return run_pipeline(_stage(record), lowering)
 
