@@ -132,7 +132,10 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
         FuseFeedForwardPass(record.sites, skipping),
         *((PackWeightsPass(),) if pack else ()),
     )
-    return run_pipeline(_stage(record), lowering)
+    lowered = run_pipeline(_stage(record), lowering)
+    if pack:
+        back_by_huge_pages(weights_of_fused(lowered))
+    return lowered
 
 
 def readable_form(gm: fx.GraphModule) -> fx.GraphModule:
