@@ -10,11 +10,13 @@ from exprune_fx.calibration import calibrate as calibrate
 from exprune_fx.errors import CalibrationError as CalibrationError
 from exprune_fx.errors import CaptureError as CaptureError
 from exprune_fx.errors import DataError as DataError
+from exprune_fx.errors import ExportError as ExportError
 from exprune_fx.errors import ExpruneError as ExpruneError
 from exprune_fx.errors import GuardError as GuardError
 from exprune_fx.errors import KernelError as KernelError
 from exprune_fx.errors import PassError as PassError
 from exprune_fx.errors import PlanError as PlanError
+from exprune_fx.errors import SaveError as SaveError
 from exprune_fx.errors import SymmetryError as SymmetryError
 from exprune_fx.errors import VerifyError as VerifyError
 from exprune_fx.graph import capture as capture
@@ -36,6 +38,8 @@ from exprune_fx.plan import SitePlan as SitePlan
 from exprune_fx.plan import SiteTiming as SiteTiming
 from exprune_fx.report import Explanation as Explanation
 from exprune_fx.report import explain as explain
+from exprune_fx.saving import load as load
+from exprune_fx.saving import save as save
 from exprune_fx.sites import Site as Site
 from exprune_fx.sites import find_sites as find_sites
 from exprune_fx.symmetry import SymmetryGroup as SymmetryGroup

@@ -51,3 +51,11 @@ class DataError(ExpruneError):
 
 class KernelError(ExpruneError, RuntimeError):
     """A native operator cannot be built or loaded, or was called with arguments that it does not take."""
+
+
+class SaveError(ExpruneError):
+    """A staged graph cannot be saved as it is, or a file is not what ``save`` wrote, or was made of another model."""
+
+
+class ExportError(ExpruneError):
+    """A graph cannot be written in the form that was asked for, or what that needs is not there."""
