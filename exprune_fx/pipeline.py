@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from torch import fx
+from torch._subclasses.fake_tensor import is_fake
 
 from exprune_fx.errors import PlanError
 from exprune_fx.graph.edits import copy_graph_module, recompile, set_tensor, tensor_at, tensor_names
@@ -134,7 +135,7 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     )
     lowered = run_pipeline(_stage(record), lowering)
     if pack:
-        back_by_huge_pages(weights_of_fused(lowered))
+        back_by_huge_pages(weight for weight in weights_of_fused(lowered) if not is_fake(weight))
     return lowered
 
 

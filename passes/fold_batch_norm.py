@@ -51,9 +51,15 @@ class FoldBatchNormPass:
     Requires: a graph in the dialect. Ensures: no batch norm with fixed statistics directly follows a convolution or
     linear that nobody else reads; the folded weight and bias are new tensors (``<module>.folded_weight``), the model's
     own are neither written to nor rebound. Not valid after: a mapping from these weights back to the model's.
+
+    Attributes:
+        values_known: leave a batch norm whose folded weight is not finite. Without values, none is folded into float16,
+            which alone is narrow enough for that.
     """
 
     name: ClassVar[str] = "fold-batch-norm"
+
+    values_known: bool = True
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """Runs the pass."""
@@ -61,7 +67,7 @@ class FoldBatchNormPass:
         edits = 0
         for norm in list(result.graph.nodes):
             reduction = _match(result, norm)
-            if reduction is not None and _fold(result, norm, reduction):
+            if reduction is not None and _fold(result, norm, reduction, self.values_known):
                 edits += 1
         if not edits:
             return PassResult(gm, changed=False, edits=0)
@@ -99,12 +105,14 @@ def _is_state(gm: fx.GraphModule, node: object) -> bool:
     return isinstance(node, Node) and node.op == "get_attr" and node.target not in gm.meta.get(CONSTANTS_KEY, ())
 
 
-def _fold(gm: fx.GraphModule, norm: Node, reduction: Node) -> bool:
+def _fold(gm: fx.GraphModule, norm: Node, reduction: Node, values_known: bool) -> bool:
     weight_node = cast(Node, reduction.args[1])
     prefix = str(weight_node.target).rpartition(".")[0]
     weight = tensor_at(gm, str(weight_node.target))
+    if not values_known and weight.dtype == torch.float16:
+        return False
     folded = _folded(gm, norm, reduction, weight)
-    if not all(bool(t.isfinite().all()) for t in folded):
+    if values_known and not all(bool(t.isfinite().all()) for t in folded):
         return False  # a narrow dtype cannot hold the product
     nodes = []
     for kind, tensor in zip(("weight", "bias"), folded, strict=True):

@@ -1,0 +1,79 @@
+"""The ``torch.compile`` backend itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.backend import once
+from exprune_fx.backend.frozen import Frozen
+from exprune_fx.backend.inner import compile_inner
+from exprune_fx.backend.options import Options, read_options
+from exprune_fx.backend.program import Program
+from exprune_fx.backend.stage import stage
+from exprune_fx.backend.tracing import trace
+from exprune_fx.errors import CaptureError, PassError, SymmetryError, VerifyError
+
+_log = logging.getLogger(__name__)
+_aten = torch.ops.aten
+Compiled = Callable[..., Any]
+
+
+def exprune(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Compiled:
+    """Stages the sites of one of Dynamo's graphs and hands it to another backend: ``torch.compile(backend="exprune")``.
+
+    Args:
+        gm: Dynamo's graph.
+        example_inputs: its inputs, the parameters among them.
+        options: see `exprune_fx.backend.options.Options`.
+        mode: of the inner backend.
+
+    Returns:
+        What computes the graph.
+
+    Raises:
+        ExpruneError: an unknown option, one of another type, or a plan that was made for another model.
+    """
+    chosen = read_options(options)
+    program = _program(gm, example_inputs, chosen)
+    if isinstance(program, str):
+        once.warn(f"exprune hands a graph to {chosen.inner} as it is: {program}")
+        return compile_inner(gm, example_inputs, chosen.inner, mode)
+    if chosen.freeze and program.derived():
+        return Frozen.of(
+            program, example_inputs, lambda graph, inputs: compile_inner(graph, inputs, chosen.inner, mode)
+        )
+    return compile_inner(program.live(), example_inputs, chosen.inner, mode)
+
+
+def _program(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Program | str:
+    """The staged program; why there is none, if the graph is to be compiled as it is."""
+    if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in example_inputs):
+        return "gradients are enabled; call the model under torch.inference_mode() or torch.no_grad()"
+    try:
+        traced = trace(gm, example_inputs)
+        if _in_training(traced.gm):
+            return "it is in training mode; call model.eval()"
+        staged = stage(traced, options)
+    except (CaptureError, PassError, SymmetryError, VerifyError) as error:
+        return f"it cannot be staged: {error}"
+    if isinstance(staged, str):
+        return staged
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    results: Any = gm.graph.output_node().args[0]
+    return Program(placeholders, results, traced, *staged)
+
+
+def _in_training(gm: fx.GraphModule) -> bool:
+    places = {_aten.batch_norm.default: 5, _aten.dropout.default: 2}
+    return any(node.target in places and node.args[places[node.target]] is not False for node in gm.graph.nodes)
