@@ -1,6 +1,8 @@
-"""Compiles the C++ of this package into one shared library, once for each compiler, torch and source.
+"""Compiles the C++ of this package into one shared library, once for each compiler, torch, source and instruction set.
 
-The library is found again by a hash of everything that it was made from. It links to libtorch_cpu by name and with a
+Of the instruction sets only the best that this processor has is compiled; ``EXPRUNE_ISA`` names another one, or "all"
+for a library that is to go to other machines. The library is found again by a hash of everything that it was made from,
+so that machines of different processors may share one cache. It links to libtorch_cpu by name and with a
 run path: inside Python the copy that torch has loaded is taken, and a program without Python (an AOTInductor package's
 runner) that loads the library gets its symbols too, which it would not if they were left undefined.
 """
@@ -45,31 +47,55 @@ class Unit:
     flags: tuple[str, ...] = ()
 
 
-_PORTABLE = Unit("kernels.cpp", ("-DEXPRUNE_ISA=0",))
-_X86_64 = (
-    Unit("operators.cpp", ("-DEXPRUNE_X86=1",)),
-    Unit("arguments.cpp"),
-    _PORTABLE,
-    Unit("kernels.cpp", ("-DEXPRUNE_ISA=2", "-mavx2", "-mfma", "-mf16c")),
-    Unit(
-        "kernels.cpp",
-        (
-            "-DEXPRUNE_ISA=5",
-            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
-            "-mprefer-vector-width=512",
-        ),
-    ),
-)
-_ELSEWHERE = (Unit("operators.cpp"), Unit("arguments.cpp"), _PORTABLE)
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *_AVX2, "-mprefer-vector-width=512")
+_FLAGS_OF = {
+    "portable": ("-DEXPRUNE_ISA=0",),
+    "avx2": ("-DEXPRUNE_ISA=2", *_AVX2),
+    "avx512": ("-DEXPRUNE_ISA=5", *_AVX512),
+}
+_DTYPES = ("Float32", "BFloat16", "Half")  # in a unit each: so are all cores busy
+
+ISAS = tuple(_FLAGS_OF)
+"""The instruction sets that there are kernels for, the least first."""
 
 
-def manifest(machine: str) -> tuple[Unit, ...]:
-    """The units for a machine, as `platform.machine` names it, those for lesser instruction sets first.
+def isas_of(machine: str) -> tuple[str, ...]:
+    """Those that processors of a kind may have, as `platform.machine` names it."""
+    return ISAS if machine.lower() in ("x86_64", "amd64") else ISAS[:1]
+
+
+def chosen_isas() -> tuple[str, ...]:
+    """What ``EXPRUNE_ISA`` says: one by its name, "all", or the best that this processor has ("auto", the default).
+
+    Raises:
+        KernelError: it says something else.
+    """
+    setting, possible = os.environ.get("EXPRUNE_ISA") or "auto", isas_of(platform.machine())
+    if setting == "all":
+        return possible
+    if setting == "auto":
+        best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+        return (best if best in possible else "portable",)
+    if setting not in possible:
+        raise KernelError(
+            f"EXPRUNE_ISA is {setting!r}", hint=f"auto, all, or one of {', '.join(possible)}; or leave it unset"
+        )
+    return (setting,)
+
+
+def manifest(isas: tuple[str, ...]) -> tuple[Unit, ...]:
+    """The units of a library with the kernels of some instruction sets, those for lesser ones first.
 
     The order is the link order. Of an inline function that several units instantiate the linker keeps the first copy,
     so that what portable code calls never comes from a unit compiled for instructions that the processor may lack.
     """
-    return _X86_64 if machine.lower() in ("x86_64", "amd64") else _ELSEWHERE
+    known = [isa for isa in ISAS if isa in isas]
+    kernels = [
+        Unit("kernels.cpp", (*_FLAGS_OF[isa], f"-DEXPRUNE_DTYPE={dtype}")) for isa in known for dtype in _DTYPES
+    ]
+    compiled = tuple(f"-DEXPRUNE_{isa.upper()}=1" for isa in known)
+    return (Unit("operators.cpp", compiled), Unit("arguments.cpp"), *kernels)
 
 
 @dataclass(frozen=True)
@@ -128,11 +154,18 @@ def find_compiler() -> tuple[str, str]:
     return compiler, version
 
 
-def recipe(sources: Path | None = None, units: tuple[Unit, ...] | None = None) -> Recipe:
+def recipe(
+    sources: Path | None = None, units: tuple[Unit, ...] | None = None, isas: tuple[str, ...] | None = None
+) -> Recipe:
     """The recipe for this machine; ``EXPRUNE_CXXFLAGS`` adds flags to compiling and linking.
 
+    Args:
+        sources: directory of the units; this package's.
+        units: what is compiled; the kernels and operators for ``isas``.
+        isas: some of `ISAS`; those that `chosen_isas` says.
+
     Raises:
-        KernelError: there is no compiler.
+        KernelError: there is no compiler, or ``EXPRUNE_ISA`` makes no sense.
     """
     compiler, version = find_compiler()
     root = Path(torch.__file__).parent
@@ -141,7 +174,7 @@ def recipe(sources: Path | None = None, units: tuple[Unit, ...] | None = None) -
         compiler,
         version,
         SOURCES if sources is None else sources,
-        manifest(platform.machine()) if units is None else units,
+        manifest(chosen_isas() if isas is None else isas) if units is None else units,
         (*_FLAGS, f"-I{root / 'include'}", *extra),
         ("-shared", f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}", *extra),
     )
@@ -178,8 +211,9 @@ def _compile(made_from: Recipe, scratch: Path) -> Path:
         _run(made_from.compiler, *made_from.compile_flags, *unit.flags, "-c", str(source), "-o", str(target))
         return target
 
+    count = len(made_from.units)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        objects = list(pool.map(compile_unit, range(len(made_from.units))))
+        objects = [*pool.map(compile_unit, reversed(range(count)))][::-1]  # those that take longest first
     library = scratch / "library.so"
     _run(made_from.compiler, *map(str, objects), *made_from.link_flags, "-o", str(library))
     return library

@@ -66,4 +66,8 @@ def _load() -> None:
             f"the native kernels in {path} cannot be loaded: {error}",
             hint="if their directory forbids to execute files, name another one in EXPRUNE_CACHE_DIR",
         ) from error
+    try:
+        torch.ops.exprune.kernels_isa()
+    except RuntimeError as error:
+        raise KernelError(str(error), hint="leave EXPRUNE_ISA unset, or build with EXPRUNE_ISA=all") from error
     fake.register()

@@ -181,7 +181,7 @@ void make_input(Built& built, const Source& source, int64_t channels) {
     whole.planes = &all_channels;
     whole.plane_count = 1;
   }
-  kernels().widen_image(source, g, data, whole, host());
+  kernels(site.dtype).widen_image(source, g, data, whole, host());
   image.data = data;
 }
 
@@ -198,7 +198,7 @@ void make_head_input(Built& built, const Tensor& down) {
   float* data = scratch(kHeadImage, numbers);
   if (g.padding_rows || g.padding_columns) std::memset(data, 0, sizeof(float) * static_cast<size_t>(numbers));
   const Rows rows{down.data_ptr(), down.strides()[0]};
-  kernels().dense_pixels(site.input, g, site.dtype, rows, data, image, host());
+  kernels(site.dtype).dense_pixels(site.input, g, rows, data, image, host());
   image.data = data;
 }
 
@@ -333,7 +333,7 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   add_segments(built);
   if (site.guard.kind == GuardKind::Bound) {
     float* norms = scratch(kNorms, (site.stages + 1) * site.pixels);
-    kernels().input_norms(site, norms, host());
+    kernels(site.dtype).input_norms(site, norms, host());
     site.guard.input_norms = norms;
   }
 }

@@ -20,7 +20,7 @@ using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
-const Kernels& kernels();
+const Kernels& kernels(Dtype dtype);
 const Host& host();
 
 // A rule and its numbers, as the operators take them.

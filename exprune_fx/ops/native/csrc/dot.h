@@ -95,11 +95,17 @@ static inline Vec sum_runs(int n, const StreamsT& streams, const Run* run, const
 #undef EXPRUNE_CASE
 }
 
-// Dot products of one row with several others, all `length` long.
+template <class T>
+inline constexpr bool kIsFloat = false;
+template <>
+inline constexpr bool kIsFloat<float> = true;
+
+// Dot products of one row with several others, all `length` long. (The third argument is the one that the kernels of
+// sites give with these types: it makes no difference here, and nothing is compiled twice.)
 template <class A, class B>
 static inline Vec dots(int n, const A* shared, const B* const* other, int64_t length) {
   const Run run{0, 0, length};
-  return sum_runs(n, Streams<A, B, true>{shared, other}, &run, &run + 1);
+  return sum_runs(n, Streams<A, B, kIsFloat<A>>{shared, other}, &run, &run + 1);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

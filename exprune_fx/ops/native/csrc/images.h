@@ -12,19 +12,6 @@ constexpr int64_t kPixelsAPiece = 64;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls f with a null pointer to the C++ type of a dtype.
-template <class F>
-EXPRUNE_INLINE void with_type(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::Float32:
-      return f(static_cast<float*>(nullptr));
-    case Dtype::BFloat16:
-      return f(static_cast<BFloat16*>(nullptr));
-    case Dtype::Half:
-      return f(static_cast<Half*>(nullptr));
-  }
-}
-
 struct Widening {
   const Source* source;
   const Geometry* geometry;
@@ -67,11 +54,9 @@ void widen_row(const Widening& w, const Plane& plane, int64_t image, int64_t pad
 void widen_piece(const void* context, int64_t index) {
   const Widening& w = *static_cast<const Widening*>(context);
   const Plane* planes = w.layout->planes;
-  with_type(w.source->dtype, [&]<class T>(T*) {
-    for (const Plane* plane = planes; plane != planes + w.layout->plane_count; ++plane) {
-      widen_row<T>(w, *plane, index / w.layout->height, index % w.layout->height);
-    }
-  });
+  for (const Plane* plane = planes; plane != planes + w.layout->plane_count; ++plane) {
+    widen_row<Number>(w, *plane, index / w.layout->height, index % w.layout->height);
+  }
 }
 
 void widen_image(const Source& source, const Geometry& geometry, float* to, const Image& layout, const Host& host) {
@@ -83,7 +68,6 @@ struct DensePixels {
   const Image* from;
   const Image* layout;
   const Geometry* geometry;
-  Dtype dtype;
   const Rows* rows;
   float* to;
   int64_t pixels;
@@ -149,24 +133,22 @@ void dense_at(const DensePixels& d, int64_t pixel, int64_t first_row, int64_t la
 void dense_piece(const void* context, int64_t index) {
   const DensePixels& d = *static_cast<const DensePixels*>(context);
   const int64_t rows = d.layout->channels;
-  with_type(d.dtype, [&]<class T>(T*) {
-    if (d.few) {
-      const int64_t first = index * W, last = first + W < rows ? first + W : rows;
-      for (int64_t p = 0; p < d.pixels; ++p) dense_at<T>(d, p, first, last);
-      return;
-    }
-    const int64_t end = (index + 1) * kPixelsAPiece, last = end < d.pixels ? end : d.pixels;
-    for (int64_t p = index * kPixelsAPiece; p < last; p += W) {
-      dense_block<T>(d, p, static_cast<int>(last - p < W ? last - p : W));
-    }
-  });
+  if (d.few) {
+    const int64_t first = index * W, last = first + W < rows ? first + W : rows;
+    for (int64_t p = 0; p < d.pixels; ++p) dense_at<Number>(d, p, first, last);
+    return;
+  }
+  const int64_t end = (index + 1) * kPixelsAPiece, last = end < d.pixels ? end : d.pixels;
+  for (int64_t p = index * kPixelsAPiece; p < last; p += W) {
+    dense_block<Number>(d, p, static_cast<int>(last - p < W ? last - p : W));
+  }
 }
 
-void dense_pixels(const Image& from, const Geometry& geometry, Dtype dtype, const Rows& rows, float* to,
+void dense_pixels(const Image& from, const Geometry& geometry, const Rows& rows, float* to,
                   const Image& layout, const Host& host) {
   const int64_t pixels = geometry.images * geometry.rows_in * geometry.columns_in;
   const bool few = pixels <= W;
-  const DensePixels d{&from, &layout, &geometry, dtype, &rows, to, pixels, few};
+  const DensePixels d{&from, &layout, &geometry, &rows, to, pixels, few};
   host.parallel(few ? divide_up(layout.channels, W) : divide_up(pixels, kPixelsAPiece), dense_piece, &d);
 }
 

@@ -1,4 +1,4 @@
-// The kernels of one instruction set: compiled once for each value of EXPRUNE_ISA.
+// The kernels of one instruction set for one dtype: compiled once for each pair of EXPRUNE_ISA and EXPRUNE_DTYPE.
 #if EXPRUNE_ISA == 5
 #define EXPRUNE_ISA_NAMESPACE avx512
 #elif EXPRUNE_ISA == 2
@@ -35,9 +35,8 @@ void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
 }
 
 // Neurons that stop are never written again.
-template <class T>
 void clear(const Site& site, const Pixel& pixel, int64_t first, int64_t count) {
-  memset(static_cast<T*>(site.result) + pixel.result + first, 0, sizeof(T) * static_cast<size_t>(count));
+  memset(static_cast<Number*>(site.result) + pixel.result + first, 0, sizeof(Number) * static_cast<size_t>(count));
 }
 
 void panel_piece(const void* context, int64_t index) {
@@ -57,10 +56,8 @@ void tile_piece(const void* context, int64_t index) {
   tile.first_neuron = first;
   tile.neurons = static_cast<int>(rest < cut.chunk_outputs ? rest : cut.chunk_outputs);
   const float* panel = cut.panels ? cut.panels + tile_index * cut.panel_numbers : nullptr;
-  with_type(site.dtype, [&]<class T>(T*) {
-    for (int j = 0; j < tile.count; ++j) clear<T>(site, tile.pixels[j], first, tile.neurons);
-    work<T>(tile, panel);
-  });
+  for (int j = 0; j < tile.count; ++j) clear(site, tile.pixels[j], first, tile.neurons);
+  work<Number>(tile, panel);
 }
 
 void few_pixels_piece(const void* context, int64_t index) {
@@ -70,10 +67,8 @@ void few_pixels_piece(const void* context, int64_t index) {
   const int64_t last = end < site.outputs ? end : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
     const Pixel pixel = pixel_at(site, p);
-    with_type(site.dtype, [&]<class T>(T*) {
-      clear<T>(site, pixel, first, last - first);
-      neurons_at<T>(site, pixel, first, last);
-    });
+    clear(site, pixel, first, last - first);
+    neurons_at<Number>(site, pixel, first, last);
   }
 }
 
@@ -114,19 +109,15 @@ void second_piece(const void* context, int64_t index) {
   const SecondLayer& layer = *cut.layer;
   const int64_t first = index % cut.chunks * cut.columns, end = first + cut.columns;
   const int64_t row = index / cut.chunks * kRows, last_row = row + kRows;
-  with_type(layer.dtype, [&]<class T>(T*) {
-    second_columns<T>(layer, first, end < layer.outputs ? end : layer.outputs, row,
-                      last_row < layer.rows ? last_row : layer.rows);
-  });
+  second_columns<Number>(layer, first, end < layer.outputs ? end : layer.outputs, row,
+                         last_row < layer.rows ? last_row : layer.rows);
 }
 
 void value_piece(const void* context, int64_t index) {
   const ValueBranch& branch = *static_cast<const ValueBranch*>(context);
   const int64_t first = index * kGroup, end = first + kGroup;
   for (int64_t row = 0; row < branch.rows; ++row) {
-    with_type(branch.dtype, [&]<class T>(T*) {
-      value_units<T>(branch, row, first, end < branch.hidden_size ? end : branch.hidden_size);
-    });
+    value_units<Number>(branch, row, first, end < branch.hidden_size ? end : branch.hidden_size);
   }
 }
 
@@ -144,13 +135,11 @@ void group_piece(const void* context, int64_t index) {
   const int64_t first = index * kGroup, end = first + kGroup, last = end < site.outputs ? end : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
     const Pixel pixel = pixel_at(site, p);
-    with_type(site.dtype, [&]<class T>(T*) {
-      clear<T>(site, pixel, first, last - first);
-      neurons_at<T>(site, pixel, first, last);
-      if (cut.layers->value) value_units<T>(*cut.layers->value, p, first, last);
-      float* partial = cut.partials + (index * site.pixels + p) * second.outputs;
-      add_group<T>(second, p, first, 0, second.outputs, partial);
-    });
+    clear(site, pixel, first, last - first);
+    neurons_at<Number>(site, pixel, first, last);
+    if (cut.layers->value) value_units<Number>(*cut.layers->value, p, first, last);
+    float* partial = cut.partials + (index * site.pixels + p) * second.outputs;
+    add_group<Number>(second, p, first, 0, second.outputs, partial);
   }
 }
 
@@ -158,9 +147,8 @@ void join_piece(const void* context, int64_t index) {
   const GroupCut& cut = *static_cast<const GroupCut*>(context);
   const SecondLayer& second = cut.layers->second;
   const int64_t first = index % cut.chunks * cut.columns, end = first + cut.columns;
-  with_type(second.dtype, [&]<class T>(T*) {
-    join_groups<T>(second, index / cut.chunks, first, end < second.outputs ? end : second.outputs, cut.partials);
-  });
+  const int64_t last = end < second.outputs ? end : second.outputs;
+  join_groups<Number>(second, index / cut.chunks, first, last, cut.partials);
 }
 
 void feed_forward(const FeedForward& layers, const Host& host) {
@@ -184,19 +172,10 @@ void feed_forward(const FeedForward& layers, const Host& host) {
 }  // namespace
 }  // namespace EXPRUNE_ISA_NAMESPACE
 
-#define EXPRUNE_STRING(x) #x
-#define EXPRUNE_NAME(x) EXPRUNE_STRING(x)
-
-#if EXPRUNE_ISA == 5
-const Kernels& avx512_kernels() {
-#elif EXPRUNE_ISA == 2
-const Kernels& avx2_kernels() {
-#else
-const Kernels& portable_kernels() {
-#endif
+template <>
+const Kernels& kernels_of<static_cast<Isa>(EXPRUNE_ISA), Dtype::EXPRUNE_DTYPE>() {
   using namespace EXPRUNE_ISA_NAMESPACE;
-  static const Kernels kernels{EXPRUNE_NAME(EXPRUNE_ISA_NAMESPACE), widen_image, dense_pixels, input_norms, site,
-                               feed_forward};
+  static const Kernels kernels{widen_image, dense_pixels, input_norms, site, feed_forward};
   return kernels;
 }
 

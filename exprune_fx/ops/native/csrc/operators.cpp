@@ -49,37 +49,71 @@ void* scratch(int purpose, int64_t bytes) {
 
 // --- instruction sets -----------------------------------------------------------------------------------------------
 
-std::atomic<const Kernels*> chosen{nullptr};
+struct InstructionSet {
+  const char* name;
+  bool (*is_here)();                // whether this processor has it
+  const Kernels& (*kernels[3])();  // by Dtype
+};
 
-const Kernels* best_of(const std::string& most) {
-#ifdef EXPRUNE_X86
-  __builtin_cpu_init();
-  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (five && (most.empty() || most == "avx512")) return &avx512_kernels();
-  if (two && most != "portable") return &avx2_kernels();
-#else
-  (void)most;
-#endif
-  return &portable_kernels();
+template <Isa isa>
+constexpr InstructionSet set_of(const char* name, bool (*is_here)()) {
+  return {name, is_here, {kernels_of<isa, Dtype::Float32>, kernels_of<isa, Dtype::BFloat16>, kernels_of<isa, Dtype::Half>}};
 }
 
-void choose(std::string most) {
-  STD_TORCH_CHECK(most.empty() || most == "avx512" || most == "avx2" || most == "portable",
-                  "exprune: unknown instruction set '", most, "': one of avx512, avx2, portable");
-  chosen = best_of(most);
+#if defined(EXPRUNE_AVX512) || defined(EXPRUNE_AVX2)
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+#ifdef EXPRUNE_AVX512
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+// Those that this library was compiled for, the best first.
+constexpr InstructionSet kCompiled[] = {
+#ifdef EXPRUNE_AVX512
+    set_of<Isa::Avx512>("avx512", has_avx512),
+#endif
+#ifdef EXPRUNE_AVX2
+    set_of<Isa::Avx2>("avx2", has_avx2),
+#endif
+#ifdef EXPRUNE_PORTABLE
+    set_of<Isa::Portable>("portable", [] { return true; }),
+#endif
+};
+
+std::atomic<const InstructionSet*> chosen{nullptr};
+
+// The one of this name, or the best with "".
+void choose(std::string name) {
+  std::string names;
+  for (const InstructionSet& set : kCompiled) {
+    if ((name.empty() || name == set.name) && set.is_here()) {
+      chosen = &set;
+      return;
+    }
+    names += std::string(names.empty() ? "" : ", ") + set.name;
+  }
+  STD_TORCH_CHECK(false, "exprune: no kernels for ", name.empty() ? "this processor" : name.c_str(),
+                  ": the library was compiled for ", names);
+}
+
+const InstructionSet& instruction_set() {
+  if (!chosen) {
+    const char* named = std::getenv("EXPRUNE_ISA");
+    choose(named && std::string(named) != "all" ? named : "");
+  }
+  return *chosen;
 }
 
 }  // namespace
 
-const Kernels& kernels() {
-  if (!chosen) {
-    const char* most = std::getenv("EXPRUNE_ISA");
-    choose(most ? most : "");
-  }
-  return *chosen;
-}
+const Kernels& kernels(Dtype dtype) { return instruction_set().kernels[static_cast<int>(dtype)](); }
 
 const Host& host() {
   static const Host kept{share_out, scratch};
@@ -88,7 +122,7 @@ const Host& host() {
 
 namespace {
 
-std::string kernels_isa() { return kernels().name; }
+std::string kernels_isa() { return instruction_set().name; }
 
 // --- linear ---------------------------------------------------------------------------------------------------------
 
@@ -132,7 +166,7 @@ Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
     site.residual_output = 1;
   }
   site.result = result.data_ptr();
-  kernels().site(site, host());
+  kernels(site.dtype).site(site, host());
   return result;
 }
 
@@ -162,15 +196,15 @@ Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const
     STD_TORCH_CHECK(dtype_of(value->weight, "the value branch") == site.dtype, "exprune: the weights differ in dtype");
     value_rows = row_major(value->weight);
     value_bias = widened(value->bias, site.outputs, "the value branch's bias");
-    branch = {site.dtype, site.pixels, site.outputs, site.input,
+    branch = {site.pixels, site.outputs, site.input,
               {value_rows.data_ptr(), value_rows.strides()[0]}, value_bias.data, hidden};
   }
   const Tensor transposed = row_major(torch::stable::transpose(weight, 0, 1));
   const Floats wide_bias = widened(bias, weight.size(0), "the second bias");
   Tensor result = torch::stable::new_empty(x, with_last(x, weight.size(0)));
-  const SecondLayer second{site.dtype, site.pixels, site.outputs, weight.size(0), hidden,
+  const SecondLayer second{site.pixels, site.outputs, weight.size(0), hidden,
                            {transposed.data_ptr(), transposed.strides()[0]}, wide_bias.data, result.data_ptr()};
-  kernels().feed_forward({&site, value ? &branch : nullptr, second}, host());
+  kernels(site.dtype).feed_forward({&site, value ? &branch : nullptr, second}, host());
   return result;
 }
 
@@ -235,7 +269,7 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
     site.residual_image = of[0], site.residual_output = of[1], site.residual_row = of[2], site.residual_column = of[3];
   }
   site.result = result.data_ptr();
-  kernels().site(site, host());
+  kernels(site.dtype).site(site, host());
   return result;
 }
 

@@ -99,7 +99,6 @@ struct Site {
 
 // out[row, :] = sum over j of hidden[row, j] * weight[j, :] + bias, reading the rows of weight whose hidden is not zero.
 struct SecondLayer {
-  Dtype dtype;
   int64_t rows, hidden_size, outputs;
   const void* hidden;       // [rows, hidden_size]
   Rows weight;              // [hidden_size, outputs]
@@ -109,7 +108,6 @@ struct SecondLayer {
 
 // hidden[row, j] *= input[row, :] . weight[j, :] + bias[j] where it is not zero.
 struct ValueBranch {
-  Dtype dtype;
   int64_t rows, hidden_size;
   Image input;              // rows of input as pixels
   Rows weight;              // [hidden_size, features]
@@ -143,24 +141,22 @@ struct Host {
 
 enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kPurposes };
 
-// The kernels of one instruction set.
+// The kernels of one instruction set for one dtype.
 struct Kernels {
-  const char* name;
   // to = the source, widened, with a border of zeros.
   void (*widen_image)(const Source& source, const Geometry& geometry, float* to, const Image& layout, const Host& host);
   // to[pixel, :] = rows * from[pixel, :] at every pixel inside the padding; the border is left alone.
-  void (*dense_pixels)(const Image& from, const Geometry& geometry, Dtype dtype, const Rows& rows, float* to,
-                       const Image& layout, const Host& host);
+  void (*dense_pixels)(const Image& from, const Geometry& geometry, const Rows& rows, float* to, const Image& layout,
+                       const Host& host);
   // Bound's input norms, [stages + 1, pixels].
   void (*input_norms)(const Site& site, float* norms, const Host& host);
   void (*site)(const Site& site, const Host& host);
   void (*feed_forward)(const FeedForward& layers, const Host& host);
 };
 
-const Kernels& portable_kernels();
-#ifdef EXPRUNE_X86
-const Kernels& avx2_kernels();
-const Kernels& avx512_kernels();
-#endif
+enum class Isa : int { Portable = 0, Avx2 = 2, Avx512 = 5 };  // the values of EXPRUNE_ISA
+
+template <Isa isa, Dtype dtype>
+const Kernels& kernels_of();
 
 }  // namespace exprune

@@ -1,6 +1,6 @@
 // One vector of float32 lanes on each instruction set, and the few things that the kernels do with it.
 //
-// EXPRUNE_ISA chooses at compile time: 5 is AVX-512 (F, BW, VL, DQ), 2 is AVX2 with FMA and F16C, 0 is whatever the
+// EXPRUNE_ISA chooses at compile time (and EXPRUNE_DTYPE what numbers are read and written): 5 is AVX-512 (F, BW, VL, DQ), 2 is AVX2 with FMA and F16C, 0 is whatever the
 // compiler's vector extension makes of four lanes. Everything lives in a namespace of its own and nothing from the
 // standard library is instantiated here: an inline function that two of these units share would be merged by the
 // linker, and could bring one unit's instructions to a machine that lacks them.
@@ -23,6 +23,9 @@ struct BFloat16 {
 struct Half {
   uint16_t bits;
 };
+using Float32 = float;
+
+using Number = EXPRUNE_DTYPE;  // of this unit's inputs, weights and results
 
 namespace EXPRUNE_ISA_NAMESPACE {
 
