@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from exprune_fx.bench.columns import DENSE, INNER, OURS, Column, compiled, eager
+from exprune_fx.bench.columns import DENSE, OURS
 from exprune_fx.bench.machine import Machine, name_of
 from exprune_fx.bench.rows import WRONG, Row
 from exprune_fx.bench.subject import HeldOut, Say, Subject
 from exprune_fx.bench.timing import Interleaved, Schedule, Timing, interleave
 from exprune_fx.bench.touched import count_touched
+from exprune_fx.compiling import INNER, Runnable, compiled
 from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
 from exprune_fx.pipeline import record_of, transform
@@ -135,9 +136,9 @@ def count_forms(gm: fx.GraphModule) -> dict[str, int]:
     return {"fused": len(fused), "readable": len(readable), "dense": dense}
 
 
-def _columns(subject: Subject, ours: fx.GraphModule, say: Say) -> list[Column]:
+def _columns(subject: Subject, ours: fx.GraphModule, say: Say) -> list[Runnable]:
     example = subject.inputs[0]
-    columns = [eager(subject.model)]
+    columns = [Runnable("eager", subject.model)]
     wanted: Mapping[str, tuple[nn.Module, str]] = {
         **{inner: (subject.model, inner) for inner in INNER},
         **{f"{OURS}/{inner}": (ours, inner) for inner in INNER},

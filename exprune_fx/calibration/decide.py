@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from exprune_fx.calibration.counting import Outcome
 from exprune_fx.calibration.fit import Thresholds
@@ -11,10 +11,28 @@ from exprune_fx.calibration.request import Request
 from exprune_fx.plan import Array, SitePlan, SiteTiming
 from exprune_fx.sites import Site
 
-# What staging must win at least. Timings of one run differ by a few percent; and a compiled graph spares a dense layer
-# more than it spares a fused operator: calls, copies between layouts, the pooling that it joins to a convolution.
-MARGIN = 0.25  # of the dense time
-LEAST_GAIN_S = 20e-6
+
+@dataclass(frozen=True)
+class Margin:
+    """What staging a site must win at least.
+
+    Attributes:
+        share: of the dense time.
+        seconds: a call.
+        name: of the plan that it makes.
+    """
+
+    share: float
+    seconds: float
+    name: str
+
+
+# Timings of one run differ by a few percent; and a compiled graph spares a dense layer more than it spares a fused
+# operator: calls, copies between layouts, the pooling that it joins to a convolution. How much more depends on the
+# model, so both plans are timed whole.
+EVERY_GAIN = Margin(0.05, 5e-6, "every site that gains")
+CLEAR_GAIN = Margin(0.25, 20e-6, "sites that gain a quarter")
+MARGINS = (EVERY_GAIN, CLEAR_GAIN)
 
 
 def dense_entry(site: Site, reason: str) -> SitePlan:
@@ -75,18 +93,21 @@ def _percent(fraction: float) -> str:
 # --- by the clock -----------------------------------------------------------------------------------------------------
 
 
-def decide_by_time(site: Site, entries: Mapping[str, SitePlan], timing: SiteTiming) -> SitePlan:
+def decide_by_time(
+    site: Site, entries: Mapping[str, SitePlan], timing: SiteTiming, margin: Margin = CLEAR_GAIN
+) -> SitePlan:
     """The fastest candidate, or dense where it does not beat the best dense form by more than the margin.
 
     Args:
         site: the site.
         entries: the candidates' entries, by the names that `timing` knows them by.
         timing: what everything took.
+        margin: what it must win.
     """
     staged = f"{timing.staged_form}: {_milliseconds(timing.staged_s)}"
     dense = f"{timing.dense_form}: {_milliseconds(timing.dense_s)}"
     at = f"({_count(timing.examples, 'example')}, {_count(timing.threads, 'thread')})"
-    if not pays(timing.staged_s, timing.dense_s):
+    if not pays(timing.staged_s, timing.dense_s, margin):
         words = f"dense: {dense}, the fastest way to stage it, {staged} {at}"
         return SitePlan(site.name, site.weight_shape, reason=words, timing=timing)
     chosen = entries[timing.staged_form]
@@ -100,9 +121,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def pays(staged_s: float, dense_s: float) -> bool:
-    """Whether a staged form is faster than a dense one by more than what timing can tell."""
-    return staged_s < dense_s * (1 - MARGIN) and staged_s < dense_s - LEAST_GAIN_S
+def pays(staged_s: float, dense_s: float, margin: Margin) -> bool:
+    """Whether a staged form is faster than a dense one by more than a margin."""
+    return staged_s < dense_s * (1 - margin.share) and staged_s < dense_s - margin.seconds
 
 
 def _milliseconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from exprune_fx.calibration.data import Batches, read
-from exprune_fx.calibration.decide import decide_by_time, dense_entry
+from exprune_fx.calibration.decide import MARGINS, Margin, decide_by_time, dense_entry
 from exprune_fx.calibration.dense_forms import dense_forms
 from exprune_fx.calibration.fused_calls import FusedCall, fused_calls
 from exprune_fx.calibration.observe import Data, SiteValues
@@ -74,8 +74,8 @@ def decide_sites(
     refusals: Mapping[str, str],
     batches: Sequence[object],
     measure: Measure | None = None,
-) -> tuple[SitePlan, ...]:
-    """The entry of every site, the fastest way that was measured.
+) -> dict[str, tuple[SitePlan, ...]]:
+    """The entry of every site, the fastest way that was measured, for each of the margins, by its name.
 
     Args:
         gm: the dense graph, its terms in the plan's order.
@@ -96,14 +96,16 @@ def decide_sites(
             Data(batches).walk(gm, [site for site in sites if site.name in calls], inputs, "activations to time")
         ways = {site.name: _ways(calls[site.name], inputs.values[site.name]) for site in sites if site.name in calls}
         taken = (measure or measure_walks)(_walks(ways, inputs.values)) if ways else {}
-    return tuple(
-        dense_entry(site, refusals[site.name])
-        if refusals.get(site.name)
-        else _decide(site, named[site.name], ways[site.name], taken, examples_in(batches[0]))
-        if site.name in ways
-        else dense_entry(site, reasons.get(site.name, "no kernel holds it"))
-        for site in sites
-    )
+    examples = examples_in(batches[0])
+
+    def entry(site: Site, margin: Margin) -> SitePlan:
+        if refusals.get(site.name):
+            return dense_entry(site, refusals[site.name])
+        if site.name not in ways:
+            return dense_entry(site, reasons.get(site.name, "no kernel holds it"))
+        return decide_by_time(site, named[site.name], _timing(site, ways[site.name], taken, examples), margin)
+
+    return {margin.name: tuple(entry(site, margin) for site in sites) for margin in MARGINS}
 
 
 def _with_zero_skipping(
@@ -177,13 +179,11 @@ def _copy(value: Tensor, memory_format: torch.memory_format) -> Tensor:
     return torch.empty_like(value, memory_format=memory_format).copy_(value)
 
 
-def _decide(
-    site: Site, entries: Mapping[str, SitePlan], ways: Sequence[Way], taken: Mapping[Hashable, float], examples: int
-) -> SitePlan:
+def _timing(site: Site, ways: Sequence[Way], taken: Mapping[Hashable, float], examples: int) -> SiteTiming:
     seconds = {way.name: taken[site.name, way.name] for way in ways}
     dense = min((way.name for way in ways if way.dense), key=seconds.__getitem__)
     staged = min((way.name for way in ways if not way.dense), key=seconds.__getitem__)
-    timing = SiteTiming(
+    return SiteTiming(
         dense_s=seconds[dense],
         dense_form=dense,
         staged_s=seconds[staged],
@@ -192,7 +192,6 @@ def _decide(
         threads=torch.get_num_threads(),
         tried=seconds,
     )
-    return decide_by_time(site, entries, timing)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.order import find_orders
 from exprune_fx.calibration.propose import make_candidates
 from exprune_fx.calibration.request import HeadChoice, Request, check_objective, check_request, check_stages
+from exprune_fx.calibration.whole import Settled, settle
 from exprune_fx.errors import PlanError
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.passes.reorder_terms import ReorderTermsPass
 from exprune_fx.pipeline import normalise, record_of
-from exprune_fx.plan import Plan, SitePlan
+from exprune_fx.plan import Plan
 from exprune_fx.sites import Site, find_sites
 from exprune_fx.symmetry import SymmetryReport, symmetries
 
@@ -56,7 +57,8 @@ def calibrate(
         objective: "flops" keeps for each site the candidate with the fewest, tests counted. "latency" times, on this
             machine and with torch's present number of threads, the fused operator of every candidate (shorter lists of
             stages and feed-forwards without a head among them) against every dense form, Inductor's included, and
-            keeps the fastest; it needs the native kernels.
+            keeps the fastest; then it compiles the whole graph, dense and by what the sites' times suggest, and keeps
+            the fastest of these. It needs the native kernels, and a minute or two.
         head: what the guard looks at: "prefix", "principal" (of rank 1/16, 1/8 or 1/4 of the features), or "auto", the
             cheaper for each site. Where a guard or a site allows no principal head, a prefix is used.
         reorder: put the terms of free groups into the better order; the plan holds it. Guards that take the prefix for
@@ -94,12 +96,14 @@ def calibrate(
         outcomes[outcome.candidate.site.name].append(outcome)
     if aim == "flops":
         entries = tuple(decide_by_flops(site, request, outcomes[site.name], thresholds) for site in graph.sites)
+        whole = None
     else:
         given = latency.pieces_to_time(gm, batches) if latency_batch is None else [latency_batch]
-        entries = _by_time(graph, request, outcomes, thresholds, given)
+        settled = _by_time(graph, request, outcomes, thresholds, given)
+        entries, whole = settled.sites, settled.timing
     machine = latency.machine_text() if aim == "latency" else ""
     staged = any(entry.is_staged for entry in entries)
-    return Plan(entries, orders if staged else {}, aim, data.examples, machine)
+    return Plan(entries, orders if staged else {}, aim, data.examples, machine, whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +135,13 @@ def _by_time(
     outcomes: Mapping[str, Sequence[Outcome]],
     thresholds: Thresholds,
     batches: Sequence[object],
-) -> tuple[SitePlan, ...]:
+) -> Settled:
     entries = {
         name: [staged_entry(outcome, thresholds) for outcome in found] for name, found in outcomes.items() if found
     }
     refusals = {site.name: request.refusal(site) for site in graph.sites}
-    return latency.decide_sites(graph.gm, graph.groups, graph.sites, entries, refusals, batches)
+    plans = latency.decide_sites(graph.gm, graph.groups, graph.sites, entries, refusals, batches)
+    return settle(graph.gm, graph.groups, graph.sites, plans, batches)
 
 
 def _check_unstaged(gm: fx.GraphModule) -> None:

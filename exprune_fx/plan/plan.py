@@ -12,6 +12,7 @@ from typing import Any, Literal
 from exprune_fx.errors import PlanError
 from exprune_fx.plan.array import AGAIN
 from exprune_fx.plan.site import SitePlan
+from exprune_fx.plan.timing import SiteTiming
 from exprune_fx.sites import Site
 
 FORMAT = "exprune-plan"
@@ -32,6 +33,7 @@ class Plan:
         objective: what was minimised.
         examples: how many examples calibration saw.
         machine: where the timings were taken, in words; "" without timings.
+        whole: what the whole compiled graph took, dense and staged; None where that was not measured.
     """
 
     sites: tuple[SitePlan, ...] = ()
@@ -39,6 +41,7 @@ class Plan:
     objective: Objective = "flops"
     examples: int = 0
     machine: str = ""
+    whole: SiteTiming | None = None
 
     @property
     def staged(self) -> tuple[SitePlan, ...]:
@@ -85,6 +88,7 @@ class Plan:
             "objective": self.objective,
             "examples": self.examples,
             "machine": self.machine,
+            "whole": self.whole.to_dict() if self.whole else None,
             "orders": {name: list(order) for name, order in self.orders.items()},
             "sites": [entry.to_dict() for entry in self.sites],
         }
@@ -112,6 +116,7 @@ class Plan:
                 objective=data["objective"],
                 examples=int(data["examples"]),
                 machine=str(data.get("machine", "")),
+                whole=SiteTiming.from_dict(data["whole"]) if data.get("whole") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             if isinstance(error, PlanError):

@@ -26,22 +26,28 @@ def _form(site: SiteFacts) -> Cell:
 
 def timings_section(explanation: Explained) -> Section | None:
     """What each site took, dense and staged, when it was calibrated; None if nothing was timed."""
-    timed = [(site, site.timing) for site in explanation.sites if site.timing is not None]
-    if not timed:
+    rows = [
+        _timing_row(name_cell(site.name), site.timing, site.decision == "staged" or bool(site.operator))
+        for site in explanation.sites
+        if site.timing is not None
+    ]
+    if not rows:
         return None
-    rows = tuple(_timing_row(site, timing) for site, timing in timed)
+    whole = explanation.whole
+    if whole is not None:
+        kept = any(site.decision == "staged" or site.operator for site in explanation.sites)
+        rows.append(_timing_row(Cell("the whole graph"), whole, kept))
     titles = ("site", "=examples", "=threads", "fastest dense form", ">ms", "fastest staged form", ">ms", ">faster by")
     note = (
         f"Medians of one call, measured by calibration on {explanation.machine}; "
-        "with a site go the layers that its operator has joined to it."
+        "with a site go the layers that its operator has joined to it; the whole graph is compiled by Inductor."
     )
-    return Section("Timings", (note,), Table(columns(*titles), rows))
+    return Section("Timings", (note,), Table(columns(*titles), tuple(rows)))
 
 
-def _timing_row(site: SiteFacts, timing: SiteTiming) -> tuple[Cell, ...]:
-    kept = site.decision == "staged" or bool(site.operator)
+def _timing_row(name: Cell, timing: SiteTiming, kept: bool) -> tuple[Cell, ...]:
     return (
-        name_cell(site.name),
+        name,
         Cell(str(timing.examples)),
         Cell(str(timing.threads)),
         Cell(timing.dense_form),

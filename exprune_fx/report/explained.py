@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from exprune_fx.plan import SiteTiming
 from exprune_fx.report.facts import OtherFacts, SiteFacts, TotalFacts
 from exprune_fx.report.groups import GroupFacts
 
@@ -21,6 +22,7 @@ class Explained:
         groups: every symmetry group.
         orders: for each reordered group, which old member comes at each new position.
         machine: where the plan's timings were taken, in words; "" without timings.
+        whole: what the whole compiled graph took, dense and staged; None where that was not measured.
         graph: the graph as Python text.
     """
 
@@ -31,4 +33,5 @@ class Explained:
     groups: tuple[GroupFacts, ...]
     orders: Mapping[str, tuple[int, ...]]
     machine: str
+    whole: SiteTiming | None
     graph: str

@@ -106,6 +106,7 @@ def explain(gm: fx.GraphModule, measurement: Measurement | None = None) -> Expla
         groups=group_facts(record.groups, record.plan.orders),
         orders=dict(record.plan.orders),
         machine=record.plan.machine,
+        whole=record.plan.whole,
         graph=python_text(gm),
     )
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from exprune_fx.bench.columns import COLUMNS, INNER
+from exprune_fx.bench.columns import COLUMNS
 from exprune_fx.bench.record import KEYS, bench_json, row_json, summarise
 from exprune_fx.bench.running import best_inner, largest_difference, relative_error
 from exprune_fx.bench.table import machine_text, sections, time_text
 from exprune_fx.bench.timing import Interleaved, Timing
+from exprune_fx.compiling import INNER
 from exprune_fx.errors import ExpruneError
 from exprune_fx.report.terminal import section_renderable
 from tests.bench.rows_at_hand import MACHINE, a_row, timings

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.calibration import calibrate, latency
-from exprune_fx.calibration.decide import pays
+from exprune_fx.calibration import calibrate, latency, search
+from exprune_fx.calibration.decide import CLEAR_GAIN, EVERY_GAIN, pays
 from exprune_fx.calibration.latency import decide_sites, pieces_to_time
+from exprune_fx.calibration.whole import Settled
 from exprune_fx.errors import PlanError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
@@ -66,8 +67,8 @@ def decided(gm: fx.GraphModule, x: Tensor, seconds: Seconds, seen: list[Walks] |
         for site in sites
     }
     refusals = {site.name: site.obstacle for site in sites}
-    entries = decide_sites(dense, groups, sites, tried, refusals, [(x[:3],), (x[3:6],)], fake(seconds, seen))
-    return {entry.site: entry for entry in entries}
+    plans = decide_sites(dense, groups, sites, tried, refusals, [(x[:3],), (x[3:6],)], fake(seconds, seen))
+    return {entry.site: entry for entry in plans[CLEAR_GAIN.name]}
 
 
 def test_the_fastest_candidate_wins_and_what_was_measured_is_kept() -> None:
@@ -104,9 +105,10 @@ def test_what_does_not_beat_the_best_dense_form_by_the_margin_stays_dense(staged
 
 
 def test_a_gain_of_less_than_the_calls_that_a_compiler_saves_is_none() -> None:
-    assert not pays(10e-6, 29e-6)
-    assert pays(10e-6, 31e-6)
-    assert not pays(0.8, 1.0)
+    assert not pays(10e-6, 29e-6, CLEAR_GAIN)
+    assert pays(10e-6, 31e-6, CLEAR_GAIN)
+    assert not pays(0.8, 1.0, CLEAR_GAIN)
+    assert pays(0.8, 1.0, EVERY_GAIN)
 
 
 def test_a_feed_forward_may_keep_all_neurons_and_skip_the_zeros() -> None:
@@ -216,7 +218,15 @@ def test_inputs_of_different_lengths_are_not_cut() -> None:
 # --- calibrate --------------------------------------------------------------------------------------------------------
 
 
+def _by_their_own_times(*given: object) -> Settled:
+    """Without compiling whole graphs."""
+    plans = given[3]
+    assert isinstance(plans, dict)
+    return Settled(plans[CLEAR_GAIN.name])
+
+
 def test_calibrate_times_the_shorter_lists_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "settle", _by_their_own_times)
     monkeypatch.setattr(
         latency, "measure_walks", fake(lambda site, way: 1e-4 if way == "prefix stages at 4, 8" else 1e-3)
     )
@@ -236,6 +246,7 @@ def test_calibrate_times_the_shorter_lists_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_batch_to_time_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "settle", _by_their_own_times)
     monkeypatch.setattr(latency, "measure_walks", fake(lambda site, way: 1.0))
     gm = captured(mlp(), vectors())
     plan = calibrate(gm, batches(vectors()), objective="latency", latency_batch=(vectors()[:7],))

@@ -1,12 +1,12 @@
-"""Columns are compiled as their names say: frozen really means frozen, and one graph is one graph."""
+"""Models are compiled as their names say: frozen really means frozen, and one graph is one graph."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from exprune_fx.bench.columns import INNER, compiled
 from exprune_fx.bench.micro import FeedForward
+from exprune_fx.compiling import INNER, compiled
 from exprune_fx.errors import ExpruneError
 
 X = torch.ones(1, 16)
@@ -43,7 +43,7 @@ def test_a_column_that_was_compiled_again_is_found_out() -> None:
     column = compiled(FeedForward(16).eval(), "inductor", "inductor", (X,))
     with torch.no_grad():
         column.call(torch.ones(3, 16))
-    with pytest.raises(ExpruneError, match="column inductor was compiled 2 times"):
+    with pytest.raises(ExpruneError, match="inductor was compiled 2 times"):
         column.check()
 
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_compiled_is_named() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.view(7, 7)  # it has 16 elements
 
-    with pytest.raises(ExpruneError, match="column inductor could not be compiled"):
+    with pytest.raises(ExpruneError, match="inductor could not be compiled"):
         compiled(Broken(), "inductor", "inductor", (X,))
 
 

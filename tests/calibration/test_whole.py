@@ -1,0 +1,105 @@
+"""Settling on whole graphs: the logic on invented times; a graph is really compiled in test_latency's smoke run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+
+import pytest
+import torch
+
+from exprune_fx.calibration.decide import CLEAR_GAIN, EVERY_GAIN, dense_entry
+from exprune_fx.calibration.whole import Settled, settle
+from exprune_fx.compiling import Runnable
+from exprune_fx.errors import ExpruneError
+from exprune_fx.guards import Calibrated
+from exprune_fx.pipeline import normalise
+from exprune_fx.sites import find_sites
+from exprune_fx.symmetry import symmetries
+from exprune_fx.timing import Step
+from tests.calibration.models import captured, cnn, images
+from tests.passes.fused import need_operators
+from tests.passes.staging import plan_for
+
+FREEZING, AUTOTUNE = "the dense graph (inductor_freezing)", "the dense graph (inductor_max_autotune)"
+
+
+@pytest.fixture(autouse=True)
+def _operators() -> None:
+    need_operators()
+
+
+def settled(seconds: dict[str, float], same: bool = False, dense: bool = False) -> tuple[Settled, list[str]]:
+    """One plan stages two sites, the other one of them (or both the same, or nothing); what was compiled, and how."""
+    gm = normalise(captured(cnn(), images()))
+    groups = symmetries(gm)
+    sites = find_sites(gm, groups)
+    every = plan_for(gm, Calibrated(0.1), count=1).sites
+    fewer = (every[0], *(dense_entry(site, "slow") for site in sites[1:]))
+    if dense:
+        every = fewer = tuple(dense_entry(site, "slow") for site in sites)
+    compiled: list[str] = []
+
+    def compile_graph(graph: torch.nn.Module, name: str, inner: str, *_call: object) -> Runnable:
+        compiled.append(f"{name} | {inner}")
+        if not seconds:
+            raise ExpruneError("no compiler", hint="none")
+        return Runnable(name, graph)
+
+    def measure(walks: Sequence[Sequence[Step]]) -> dict[Hashable, float]:
+        for walk in walks:
+            for step in walk:
+                step.run(*step.prepare(0))
+        return {step.key: seconds[str(step.key)] for walk in walks for step in walk}
+
+    plans = {EVERY_GAIN.name: every, CLEAR_GAIN.name: every if same else fewer}
+    batches = [(images()[:3],), (images()[3:6],)]
+    return settle(gm, groups, sites, plans, batches, compile_graph, measure), compiled
+
+
+def heads(result: Settled) -> list[str]:
+    return [entry.head for entry in result.sites]
+
+
+def test_the_fastest_whole_graph_wins_under_the_setting_that_serves_the_dense_one_best() -> None:
+    times = {FREEZING: 5.0, AUTOTUNE: 4.0, EVERY_GAIN.name: 3.0, CLEAR_GAIN.name: 3.5}
+    result, compiled = settled(times)
+    assert compiled == [
+        f"{FREEZING} | inductor_freezing",
+        f"{AUTOTUNE} | inductor_max_autotune",
+        f"{EVERY_GAIN.name} | inductor_max_autotune",
+        f"{CLEAR_GAIN.name} | inductor_max_autotune",
+    ]
+    assert heads(result).count("prefix") > 1
+    assert result.timing is not None
+    assert (result.timing.dense_s, result.timing.staged_s, result.timing.examples) == (4.0, 3.0, 3)
+    assert (result.timing.dense_form, result.timing.staged_form) == (AUTOTUNE, EVERY_GAIN.name)
+    assert result.timing.tried == times
+    assert heads(settled(times | {CLEAR_GAIN.name: 2.9})[0]).count("prefix") == 1
+
+
+@pytest.mark.parametrize("staged_s", [4.0, 3.95, 6.0])
+def test_what_is_not_faster_whole_stays_dense_and_says_so(staged_s: float) -> None:
+    result, _ = settled({FREEZING: 4.0, AUTOTUNE: 5.0, EVERY_GAIN.name: staged_s, CLEAR_GAIN.name: staged_s})
+    assert set(heads(result)) == {"dense"}
+    assert result.sites[0].reason == (
+        f"dense: the whole compiled graph took {1e3 * staged_s:.3g} ms staged, 4e+03 ms dense"
+    )
+
+
+def test_equal_plans_are_compiled_once_and_dense_ones_not_at_all() -> None:
+    times = {FREEZING: 5.0, AUTOTUNE: 4.0, CLEAR_GAIN.name: 3.0}
+    result, compiled = settled(times, same=True)
+    assert len(compiled) == 3
+    assert heads(result).count("prefix") > 1
+    result, compiled = settled({}, dense=True)
+    assert not compiled
+    assert result.timing is None
+
+
+def test_where_nothing_compiles_clear_gains_are_taken_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        result, _ = settled({})
+    assert heads(result).count("prefix") == 1
+    assert result.timing is None
+    assert "whole graphs could not be compared" in caplog.text
