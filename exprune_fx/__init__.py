@@ -17,6 +17,7 @@ from exprune_fx.errors import KernelError as KernelError
 from exprune_fx.errors import PassError as PassError
 from exprune_fx.errors import PlanError as PlanError
 from exprune_fx.errors import SaveError as SaveError
+from exprune_fx.errors import ShrinkError as ShrinkError
 from exprune_fx.errors import SymmetryError as SymmetryError
 from exprune_fx.errors import VerifyError as VerifyError
 from exprune_fx.graph import capture as capture
@@ -42,6 +43,15 @@ from exprune_fx.saving import load as load
 from exprune_fx.saving import save as save
 from exprune_fx.sites import Site as Site
 from exprune_fx.sites import find_sites as find_sites
+from exprune_fx.static import BatchNormScale as BatchNormScale
+from exprune_fx.static import ChannelPlan as ChannelPlan
+from exprune_fx.static import Expressiveness as Expressiveness
+from exprune_fx.static import Hybrid as Hybrid
+from exprune_fx.static import Magnitude as Magnitude
+from exprune_fx.static import Noise as Noise
+from exprune_fx.static import Random as Random
+from exprune_fx.static import Taylor as Taylor
+from exprune_fx.static import shrink as shrink
 from exprune_fx.symmetry import SymmetryGroup as SymmetryGroup
 from exprune_fx.symmetry import symmetries as symmetries
 

@@ -53,6 +53,10 @@ class KernelError(ExpruneError, RuntimeError):
     """A native operator cannot be built or loaded, or was called with arguments that it does not take."""
 
 
+class ShrinkError(ExpruneError):
+    """A model cannot be shrunk as asked; it is left as it was, bit for bit."""
+
+
 class SaveError(ExpruneError):
     """A staged graph cannot be saved as it is, or a file is not what ``save`` wrote, or was made of another model."""
 

@@ -20,6 +20,7 @@ FUNCTIONS = {
     "normalise",
     "python_text",
     "save",
+    "shrink",
     "symmetries",
     "transform",
     "verify",

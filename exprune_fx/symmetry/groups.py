@@ -53,7 +53,7 @@ class Member:
         for run in self.runs:
             if not any(factor[0] in self.atoms for factor in run.factors):
                 continue
-            places, coordinates = _grid(run)
+            places, coordinates = grid(run)
             member = np.ravel_multi_index([coordinates[atom] for atom in self.atoms], sizes)
             index: _Index | None = np.zeros_like(member)
             for atom, count in self.index_atoms:
@@ -80,7 +80,7 @@ class Member:
         for run in self.runs:
             if not any(factor[0] in self.atoms for factor in run.factors):
                 continue
-            places, coordinates = _grid(run)
+            places, coordinates = grid(run)
             repeat: _Index = np.zeros([1] * rank, dtype=np.int64)
             for atom, count in self.index_atoms:
                 if atom in coordinates:
@@ -105,13 +105,13 @@ class Member:
 
     def _origin(self, inverse: _Index, repeat: _Index, atom: int, run: Run, k: int, rank: int) -> _Index:
         """Coordinate of factor k at the place where the content of each position of the run comes from."""
-        own = _factor_grid(run, k)
+        own = factor_grid(run, k)
         along = _along(self.dim, len(own), rank)
         if atom not in self.atoms:
             return own.reshape(along)
         if len(self.atoms) == 1:
             return inverse[repeat, own.reshape(along)]
-        sizes, (_, coordinates) = self._sizes(), _grid(run)
+        sizes, (_, coordinates) = self._sizes(), grid(run)
         cells = np.ravel_multi_index([coordinates[a] for a in self.atoms], sizes).reshape(along)
         return np.unravel_index(inverse[repeat, cells], sizes)[self.atoms.index(atom)]
 
@@ -124,19 +124,19 @@ def _along(dim: int, length: int, rank: int) -> list[int]:
     return [length if i == dim else 1 for i in range(rank)]
 
 
-def _factor_grid(run: Run, k: int) -> _Index:
-    """The coordinate of factor k for every position of a run, in the order of `_grid`."""
+def factor_grid(run: Run, k: int) -> _Index:
+    """The coordinate of factor k for every position of a run, in the order of `grid`."""
     sizes = [size for _, size, _ in run.factors]
     flat: _Index = np.indices(sizes)[k].reshape(-1) if sizes else np.zeros(1, dtype=np.int64)
     return flat
 
 
-def _grid(run: Run) -> tuple[_Index, dict[int, _Index]]:
+def grid(run: Run) -> tuple[_Index, dict[int, _Index]]:
     """Positions of a run, and for every atom its (first) coordinate there."""
     places: _Index = np.full(math.prod(size for _, size, _ in run.factors), run.offset, dtype=np.int64)
     coordinates: dict[int, _Index] = {}
     for k, (atom, _, stride) in enumerate(run.factors):
-        own = _factor_grid(run, k)
+        own = factor_grid(run, k)
         places = places + own * stride
         coordinates.setdefault(atom, own)
     return places, coordinates
@@ -145,7 +145,7 @@ def _grid(run: Run) -> tuple[_Index, dict[int, _Index]]:
 def _coordinates(runs: tuple[Run, ...], atom: int, length: int) -> _Index:
     result: _Index = np.zeros(length, dtype=np.int64)
     for run in runs:
-        places, coordinates = _grid(run)
+        places, coordinates = grid(run)
         if atom in coordinates:
             result[places] = coordinates[atom]
     return result
@@ -202,6 +202,9 @@ class SymmetryGroup:
         members: every axis of a parameter or buffer that is permuted.
         indexed_by: names of the groups for each index of which the permutation may be another one (wreath product).
         repeats: number of such indices (1 where there are none).
+        atoms: internal names of the factors whose joint positions are permuted, outer first.
+        indices: internal names of the factors that number the repeats, outer first.
+        graph: fingerprint of the analysed graph.
     """
 
     name: str
@@ -212,6 +215,7 @@ class SymmetryGroup:
     indexed_by: tuple[str, ...] = ()
     repeats: int = 1
     atoms: tuple[int, ...] = field(repr=False, default=())
+    indices: tuple[int, ...] = field(repr=False, default=())
     graph: str = field(repr=False, default="")
 
     @property

@@ -234,6 +234,7 @@ def _group(analysis: Analysis, structure: Structure, names: dict[int, str], runs
         indexed_by=indexed_by,
         repeats=math.prod(size for _, size in indices),
         atoms=atoms,
+        indices=structure.indices,
         graph=analysis.fingerprint,
     )
 

@@ -1,0 +1,180 @@
+"""A shrunk copy of the user's module, tried out before anything is written: does its own code take the new sizes?"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from exprune_fx.errors import ShrinkError
+from exprune_fx.static.module import Bindings, shared_copy
+from exprune_fx.static.plan import AttributeChange
+
+aten = torch.ops.aten
+_SIZED = {
+    getattr(aten, name)
+    for name in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "expand",
+        "split",
+        "split_with_sizes",
+        "zeros",
+        "ones",
+        "full",
+        "new_zeros",
+        "new_ones",
+        "slice",
+    ]
+}
+_TOLERANCE = 1e4  # times the rounding of the dtype: sums of some thousand terms in another order
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a copy did.
+
+    Attributes:
+        problem: "" where it runs and computes what the smaller graph does; else what went wrong.
+        where: module path and source line, "" if unknown.
+    """
+
+    problem: str = ""
+    where: str = ""
+
+
+def try_out(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    biases: Mapping[str, Tensor],
+    attributes: Sequence[AttributeChange],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    wanted: Sequence[Tensor],
+) -> Trial:
+    """Runs a copy of the model with new tensors and attributes.
+
+    Args:
+        model: the user's module; it is not written to.
+        tensors: new tensors by name.
+        biases: added ones.
+        attributes: changes of attributes.
+        call: example inputs.
+        wanted: the outputs of the smaller graph on these.
+    """
+    copied = shared_copy(model)
+    bindings = Bindings(copied)
+    for name, tensor in tensors.items():
+        bindings.bind(name, tensor)
+    for name, tensor in biases.items():
+        bindings.add(name, tensor)
+    for change in attributes:
+        bindings.set_attribute(change)
+    bindings.commit()
+    try:
+        with torch.no_grad():
+            result = copied(*call[0], **call[1])
+    except Exception as error:  # noqa: BLE001 (whatever the user's forward raises is reported)
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return Trial(text, _place(copied, error.__traceback__))
+    got = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    if [t.shape for t in got] != [t.shape for t in wanted]:
+        return Trial(f"gives shapes {[list(t.shape) for t in got]} for {[list(t.shape) for t in wanted]}")
+    for one, other in zip(got, wanted, strict=True):
+        if other.is_floating_point() and not _close(one, other):
+            return Trial(f"gives other values than the smaller graph (by up to {float((one - other).abs().max()):.3g})")
+    return Trial()
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    scale = float(other.abs().nan_to_num(0.0, 0.0, 0.0).max()) if other.numel() else 0.0
+    tolerance = _TOLERANCE * torch.finfo(other.dtype).eps * max(scale, 1e-6)
+    return bool(torch.isclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True).all())
+
+
+def _place(model: nn.Module, trace: TracebackType | None) -> str:
+    """The innermost module outside torch that was running, and the line in it."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    library = str(Path(torch.__file__).parent)
+    found = ""
+    for frame, line in traceback.walk_tb(trace):
+        module = frame.f_locals.get("self")
+        source = frame.f_code.co_filename
+        if source.startswith(library) or not isinstance(module, nn.Module) or id(module) not in paths:
+            continue
+        text = traceback.extract_tb(trace)
+        code = next((entry.line for entry in text if entry.filename == source and entry.lineno == line), "")
+        found = f"module {paths[id(module)]!r} ({type(module).__name__}), {Path(source).name}:{line}: {code}"
+    return found
+
+
+def view_attributes(gm: fx.GraphModule, small: fx.GraphModule, model: nn.Module) -> list[AttributeChange]:
+    """Attributes of the user's own modules that hold a size which a view or split in their forward is given.
+
+    An int attribute of the module that makes the call, of the value that the call was given, takes the new one. That is
+    a guess, which `try_out` confirms or refutes.
+
+    Args:
+        gm: the dense graph.
+        small: the smaller one, of the same nodes.
+        model: the user's module.
+    """
+    after = {node.name: node for node in small.graph.nodes}
+    found: dict[tuple[str, str], AttributeChange] = {}
+    for node in gm.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) not in _SIZED or node.name not in after:
+            continue
+        path = node.meta.get("module_path", "")
+        try:
+            owner = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if type(owner).__module__.startswith("torch.nn"):
+            continue
+        changed = _changed(node, after[node.name])
+        for name, value in vars(owner).items():
+            if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
+                fits = [new for old, new in changed if old == value]
+                if fits:
+                    found.setdefault((path, name), AttributeChange(path, name, _pick(name, fits)))
+    return list(found.values())
+
+
+def _changed(node: fx.Node, after: fx.Node) -> list[tuple[int, int]]:
+    """Old and new sizes along dims that changed, outer first."""
+    pairs: list[tuple[int, int]] = []
+    for one, other in zip(_shapes(node), _shapes(after), strict=True):
+        pairs += [
+            (a, b) for a, b in zip(one, other, strict=True) if isinstance(a, int) and isinstance(b, int) and a != b
+        ]
+    return pairs
+
+
+def _shapes(node: fx.Node) -> list[tuple[Any, ...]]:
+    value = node.meta["val"]
+    return [tuple(each.shape) for each in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _pick(name: str, fits: Sequence[int]) -> int:
+    """Of several new values: the inner one for what is called a dim or size, the outer one for a number of things."""
+    inner = any(word in name for word in ("dim", "size", "width"))
+    return fits[-1] if inner else fits[0]
+
+
+def refuse(trial: Trial, blamed: Sequence[str]) -> ShrinkError:
+    """The error that names what cannot be shrunk."""
+    groups = ", ".join(blamed) if blamed else "none alone, but all together"
+    return ShrinkError(
+        f"the model's own code does not run with the smaller sizes: {trial.problem}"
+        + (f"\n  where: {trial.where}" if trial.where else "")
+        + f"\n  groups that it cannot lose members of: {groups}",
+        hint="take sizes from tensors instead of constants there (x.flatten(1), x.shape[1]); or leave these groups "
+        f"whole: fixed='keep', or ignore={list(blamed)}; or shrink the captured graph instead of the module",
+    )
