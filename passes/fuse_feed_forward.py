@@ -13,6 +13,7 @@ from exprune_fx.graph.edits import copy_graph_module, insert_call, is_call, reco
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.sites import Site
 from exprune_fx.staging import ROLE_KEY, SITE_KEY
+from exprune_fx.staging.arguments import arguments_of, in_order
 
 aten = torch.ops.aten
 exprune = torch.ops.exprune
@@ -45,15 +46,8 @@ class FuseFeedForwardPass:
         result = copy_graph_module(gm)
         matches = self._matches(result)
         for found in matches:
-            weight, bias = _parameters(found.linear)
-            made = insert_call(
-                result,
-                found.target,
-                (*found.args, weight, bias),
-                like=found.first,
-                made_by=self.name,
-                before=found.linear,
-            )
+            args = in_order(found.target, found.given)
+            made = insert_call(result, found.target, args, like=found.first, made_by=self.name, before=found.linear)
             made.meta[SITE_KEY], made.meta[ROLE_KEY] = found.site, "fused"
             replace_node(result, found.linear, made)
         remove_dead(result)
@@ -71,13 +65,13 @@ class FuseFeedForwardPass:
 
 @dataclass(frozen=True, eq=False)
 class _Match:
-    """What to insert in the place of ``linear``: ``target(*args, weight, bias)``."""
+    """What to insert in the place of ``linear``: ``target`` on the arguments given by name."""
 
     linear: fx.Node
     first: fx.Node
     site: str
     target: torch._ops.OpOverload
-    args: tuple[Argument, ...]
+    given: dict[str, Argument]
 
 
 def _parameters(linear: fx.Node) -> tuple[Argument, Argument]:
@@ -100,21 +94,21 @@ def _match(linear: fx.Node, unstaged: dict[str, Site]) -> _Match | None:
 
 
 def _plain(linear: fx.Node, hidden: fx.Node) -> _Match | None:
-    arguments = _without_residual(hidden)
-    if arguments is None:
+    given = _without_residual(hidden)
+    if given is None:
         return None
-    return _Match(linear, hidden, hidden.meta[SITE_KEY], exprune.staged_ffn.default, arguments)
+    return _Match(linear, hidden, hidden.meta[SITE_KEY], exprune.staged_ffn.default, {**given, **_second(linear)})
 
 
 def _gated(linear: fx.Node, product: fx.Node) -> _Match | None:
     gate, x, weight, bias = product.args
     if not isinstance(gate, fx.Node) or len(gate.users) != 1:
         return None
-    arguments = _without_residual(gate)
-    if arguments is None or arguments[0] is not x:
+    given = _without_residual(gate)
+    if given is None or given["x"] is not x:
         return None
-    target = exprune.staged_gated_ffn.default
-    return _Match(linear, gate, gate.meta[SITE_KEY], target, (*arguments, weight, bias))
+    both = {**given, "weight_value": weight, "bias_value": bias, **_second(linear)}
+    return _Match(linear, gate, gate.meta[SITE_KEY], exprune.staged_gated_ffn.default, both)
 
 
 def _unstaged(linear: fx.Node, site: Site) -> _Match | None:
@@ -124,23 +118,33 @@ def _unstaged(linear: fx.Node, site: Site) -> _Match | None:
     if first is None or not is_call(first, aten.linear.default) or site.residual or site.chain or site.obstacle:
         return None
     weight, bias = _parameters(first)
-    no_head: tuple[Argument, ...] = (None, None, [], 1, "none", 0.0, None)
-    arguments = (first.args[0], weight, bias, *no_head, site.activation)
-    return _Match(linear, first, site.name, exprune.staged_ffn.default, arguments)
+    layer: dict[str, Argument] = {"x": first.args[0], "weight": weight, "bias": bias, "activation": site.activation}
+    given = {**layer, **_NO_HEAD, **_second(linear)}
+    return _Match(linear, first, site.name, exprune.staged_ffn.default, given)
 
 
-def _without_residual(node: fx.Node) -> tuple[Argument, ...] | None:
-    """A lowered linear site's arguments without its residual; None if it has one, or is no such site."""
-    if not is_call(node, exprune.staged_linear_relu.default) or node.args[3] is not None:
+_NO_HEAD: dict[str, Argument] = {
+    "down": None, "up": None, "stages": [], "block": 1, "guard": "none", "number": 0.0, "limits": None,
+}  # fmt: skip
+
+
+def _second(linear: fx.Node) -> dict[str, Argument]:
+    weight, bias = _parameters(linear)
+    return {"weight_out": weight, "bias_out": bias}
+
+
+def _without_residual(node: fx.Node) -> dict[str, Argument] | None:
+    """A lowered linear site's arguments; None if it has a residual, or is no such site."""
+    if not is_call(node, exprune.staged_linear_relu.default):
         return None
-    return (*node.args[:3], *node.args[4:])
+    given = arguments_of(node)
+    return given if given["residual"] is None else None
 
 
 def _kernels_hold(found: _Match) -> bool:
     """Whether all that is joined is on the CPU and has one dtype that the kernels compute in."""
-    limits = found.args[9]
-    given = (*found.args, *_parameters(found.linear), found.linear)
-    values = [node.meta["val"] for node in given if isinstance(node, fx.Node) and node is not limits]
+    given = [*(value for name, value in found.given.items() if name != "limits"), found.linear]
+    values = [node.meta["val"] for node in given if isinstance(node, fx.Node)]
     dtypes = {value.dtype for value in values}
     on_cpu = all(value.device.type == "cpu" for value in values)
     return on_cpu and len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16, torch.float16}

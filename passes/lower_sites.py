@@ -21,6 +21,7 @@ from exprune_fx.graph.edits import (
 )
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
+from exprune_fx.staging.arguments import in_order
 from exprune_fx.staging.readable import UNKNOWN, ReadableSite, read_site
 
 _log = logging.getLogger(__name__)
@@ -84,13 +85,10 @@ def obstacle(site: ReadableSite) -> str:
 
 def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
     operators = torch.ops.exprune
-    head = (site.x, site.weight, site.bias, site.residual, site.down, site.up, list(site.stages))
-    rule = (site.guard, site.number, _limits(gm, site))
-    if site.is_linear:
-        target, args = operators.staged_linear_relu.default, (*head, site.block, *rule, site.activation)
-    else:
-        target, args = operators.staged_conv2d_relu.default, (*head, *rule, *site.geometry, site.activation)
-    made = insert_call(gm, target, args, like=site.finish, made_by=made_by, before=site.finish)
+    target = (operators.staged_linear_relu if site.is_linear else operators.staged_conv2d_relu).default
+    walk = dict(zip(("stride", "padding", "dilation", "groups"), site.geometry, strict=not site.is_linear))
+    given = {**vars(site), **walk, "stages": list(site.stages), "limits": _limits(gm, site)}
+    made = insert_call(gm, target, in_order(target, given), like=site.finish, made_by=made_by, before=site.finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
     replace_node(gm, site.finish, made)
 

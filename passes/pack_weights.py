@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,7 @@ from exprune_fx.graph.edits import copy_graph_module, fresh_name, is_call, recom
 from exprune_fx.ops.native.fake import SQUARES
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import layout
+from exprune_fx.staging.arguments import arguments_of, in_order
 
 aten = torch.ops.aten
 exprune = torch.ops.exprune
@@ -68,8 +69,8 @@ class PackWeightsPass:
         ):
             return
         for node in gm.graph.nodes:
-            if is_call(node, aten.conv2d.default, aten.conv2d.padding) and _is_parameter(node.args[1]):
-                yield _Wish(node, 1, layout.CHANNELS_LAST, dense=True)
+            if is_call(node, aten.conv2d.default, aten.conv2d.padding) and _is_parameter(node.args[_DENSE_WEIGHT]):
+                yield _Wish(node, _DENSE_WEIGHT, layout.CHANNELS_LAST, dense=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,22 +94,27 @@ class _Wish:
         return self.layout.holds(tensor_at(gm, str(self.source.target)))
 
 
+_FIRST = {"weight": layout.ROWS}
+_SECOND = {"weight_out": layout.COLUMNS}
+_WANTED = {
+    "exprune::staged_conv2d_relu": {"weight": layout.CHANNELS_LAST, "up": layout.CHANNELS_LAST},
+    "exprune::staged_linear_relu": _FIRST,
+    "exprune::staged_ffn": _FIRST | _SECOND,
+    "exprune::staged_gated_ffn": _FIRST | {"weight_value": layout.ROWS} | _SECOND,
+}
+_DENSE_WEIGHT = 1  # which argument of a dense convolution
+
+
 def _is_parameter(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr"
 
 
 def _fused_wishes(node: fx.Node) -> Iterator[_Wish]:
-    if is_call(node, exprune.staged_conv2d_relu.default):
-        for index in (1, 5):
-            if _is_parameter(node.args[index]):
-                yield _Wish(node, index, layout.CHANNELS_LAST)
-    elif is_call(node, exprune.staged_linear_relu.default):
-        yield _Wish(node, 1, layout.ROWS)
-    elif is_call(node, exprune.staged_ffn.default, exprune.staged_gated_ffn.default):
-        yield _Wish(node, 1, layout.ROWS)
-        if is_call(node, exprune.staged_gated_ffn.default):
-            yield _Wish(node, len(node.args) - 4, layout.ROWS)
-        yield _Wish(node, len(node.args) - 2, layout.COLUMNS)
+    wanted = _WANTED.get(node.target._schema.name, {}) if isinstance(node.target, torch._ops.OpOverload) else {}
+    given = arguments_of(node) if wanted else {}
+    for index, (name, value) in enumerate(given.items()):
+        if name in wanted and _is_parameter(value):
+            yield _Wish(node, index, wanted[name])
 
 
 def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], made_by: str) -> int:
@@ -132,27 +138,22 @@ def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], m
     return 1
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """A fused operator's arguments by name."""
-    target = cast(torch._ops.OpOverload, node.target)
-    return {argument.name: value for argument, value in zip(target._schema.arguments, node.args, strict=True)}
-
-
 def _wants_head(node: fx.Node) -> bool:
     """A prefix head over a weight so large that it comes from memory, of a rule that reads no squared terms."""
     linear = (exprune.staged_linear_relu, exprune.staged_ffn, exprune.staged_gated_ffn)
     if not is_call(node, *(operator.default for operator in linear)):
         return False
-    given = _arguments(node)
+    given = arguments_of(node)
     weight: Tensor = given["weight"].meta["val"]
     plain = given["guard"] not in SQUARES and bool(given["stages"]) and given["up"] is None and given["down"] is None
     return plain and _is_parameter(given["weight"]) and weight.numel() * weight.element_size() >= LARGE_BYTES
 
 
 def _pack_head(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
-    given = _arguments(node)
+    given = arguments_of(node)
     name = str(given["weight"].target)
     weight = tensor_at(gm, name).detach()
     head = weight[:, : given["stages"][0] * given["block"]].contiguous()
     source = set_tensor(gm, fresh_name(gm, f"exprune.{name.replace('.', '_')}.head"), head)
-    set_args(node, tuple(source if key == "up" else value for key, value in given.items()), made_by=made_by)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    set_args(node, in_order(node.target, {**given, "up": source}), made_by=made_by)

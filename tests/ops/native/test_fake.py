@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
 from exprune_fx.ops.native import fake
+from exprune_fx.staging.arguments import names_of
 from tests.ops.native.cases import Arguments, Conv, Linear
 
 LINEAR = Linear(terms=12, out=9, rows=(2, 3), stages=(3, 5), guard="calibrated", residual=True)
@@ -53,10 +55,29 @@ def test_shape_dtype_and_layout_are_known_without_computing(name: str) -> None:
         assert result.is_contiguous()
 
 
-_HEAD = ("x", "weight", "bias", "residual", "down", "up", "stages")
-_GUARD = ("guard", "number", "limits")
-LINEAR_NAMES = (*_HEAD, "block", *_GUARD, "activation")
-CONV_NAMES = (*_HEAD, *_GUARD, "stride", "padding", "dilation", "groups", "activation")
+def names_in_python(operator: str) -> list[str]:
+    return list(inspect.signature(getattr(fake, operator)).parameters)
+
+
+LINEAR_NAMES, CONV_NAMES = names_in_python("staged_linear_relu"), names_in_python("staged_conv2d_relu")
+
+
+@pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
+@pytest.mark.parametrize("operator", ["staged_linear_relu", "staged_conv2d_relu", "staged_ffn", "staged_gated_ffn"])
+def test_arguments_have_one_name_and_place_in_python_and_in_the_schema(operator: str) -> None:
+    assert names_of(getattr(torch.ops.exprune, operator).default) == names_in_python(operator)
+
+
+@pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
+def test_a_gradient_is_never_missing_in_silence() -> None:
+    x, *rest = replace(LINEAR, residual=False).arguments()
+    with torch.no_grad():
+        assert not torch.ops.exprune.staged_linear_relu(x.requires_grad_(), *rest).requires_grad
+    result = torch.ops.exprune.staged_linear_relu(x, *rest)
+    with pytest.warns(UserWarning, match="exprune::staged_linear_relu: an autograd kernel was not registered"):
+        result.sum().backward()
+
+
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "x in float64": ({"x": torch.zeros(2, 3, 12).double()}, "weight is torch.float32, x is torch.float64"),
     "x of other features": ({"x": torch.zeros(2, 3, 11)}, r"weight is \[9, 12\], not \[9, 11\]"),
