@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-settings.register_profile("sanitized", max_examples=25, deadline=None, database=None)
+settings.register_profile("sanitized", max_examples=15, deadline=None, database=None)

@@ -53,13 +53,18 @@ def _has_compiler() -> bool:
 needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler here")
 
 
-def write_sources(directory: Path) -> Path:
+def write_sources(directory: Path, operators: str = _OPERATORS) -> Path:
     """Writes the small library's sources there."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "kernels.cpp").write_text(_KERNELS)
     (directory / "kernels.h").write_text(_HEADER)
-    (directory / "operators.cpp").write_text(_OPERATORS)
+    (directory / "operators.cpp").write_text(operators)
     return directory
+
+
+def write_empty_sources(directory: Path) -> Path:
+    """The same without operators, for what never loads the library: torch's headers take seconds to compile."""
+    return write_sources(directory, '#include "kernels.h"\n')
 
 
 _PRELUDE = """
@@ -68,7 +73,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s
 from exprune_fx.ops.native import build, available, isa
 from tests.ops.native import small
 build.SOURCES = pathlib.Path(sys.argv[1])
-build.manifest = lambda machine: small.UNITS
+build.manifest = lambda isas: small.UNITS
 """
 
 

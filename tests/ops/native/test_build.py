@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,26 +22,31 @@ BUILDING = "INFO exprune_fx.ops.native.build building native kernels, once, into
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
+    return small.write_empty_sources(tmp_path / "csrc")
+
+
+@pytest.fixture
+def loadable(tmp_path: Path) -> Path:
     return small.write_sources(tmp_path / "csrc")
 
 
 @needs_compiler
-def test_a_second_process_finds_what_the_first_has_built(tmp_path: Path, sources: Path) -> None:
+def test_a_second_process_finds_what_the_first_has_built(tmp_path: Path, loadable: Path) -> None:
     directory = str(tmp_path / "cache")
-    first = small.run(sources, "print(available(), isa())", EXPRUNE_CACHE_DIR=directory)
+    first = small.run(loadable, "print(available(), isa())", EXPRUNE_CACHE_DIR=directory)
     assert BUILDING in first
     assert "True portable" in first
-    second = small.run(sources, "print(available(), isa())", EXPRUNE_CACHE_DIR=directory)
+    second = small.run(loadable, "print(available(), isa())", EXPRUNE_CACHE_DIR=directory)
     assert "building" not in second
     assert "True portable" in second
 
 
 @needs_compiler
 def test_processes_that_start_at_once_with_an_empty_cache_all_load_and_one_compiles(
-    tmp_path: Path, sources: Path
+    tmp_path: Path, loadable: Path
 ) -> None:
     directory = str(tmp_path / "cache")
-    started = [small.start(sources, "print(available(), isa())", EXPRUNE_CACHE_DIR=directory) for _ in range(3)]
+    started = [small.start(loadable, "print(available(), isa())", EXPRUNE_CACHE_DIR=directory) for _ in range(3)]
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert all("True portable" in output for output in outputs), outputs
     assert sum(BUILDING in output for output in outputs) == 1
@@ -161,23 +167,89 @@ def test_a_library_in_a_directory_without_write_permission_is_used(
 
 @pytest.mark.parametrize(("machine", "isas"), [("x86_64", "025"), ("AMD64", "025"), ("aarch64", "0"), ("arm64", "0")])
 def test_the_manifest_links_lesser_instruction_sets_first(machine: str, isas: str) -> None:
-    flags = [flag for unit in build.manifest(machine) for flag in unit.flags]
-    assert [flag[-1] for flag in flags if flag.startswith("-DEXPRUNE_ISA=")] == list(isas)
-    special = [any(flag.startswith("-m") for flag in unit.flags) for unit in build.manifest(machine)]
+    units = build.manifest(build.isas_of(machine)[::-1])
+    flags = [flag for unit in units for flag in unit.flags]
+    assert [flag[-1] for flag in flags if flag.startswith("-DEXPRUNE_ISA=")] == [isa for isa in isas for _ in range(3)]
+    special = [any(flag.startswith("-m") for flag in unit.flags) for unit in units]
     assert special == sorted(special)
-    assert all(build.SOURCES.joinpath(unit.source).exists() for unit in build.manifest(machine))
+    assert all(build.SOURCES.joinpath(unit.source).exists() for unit in units)
 
 
 def test_every_source_is_compiled() -> None:
-    assert {path.name for path in build.SOURCES.glob("*.cpp")} == {unit.source for unit in build.manifest("x86_64")}
+    assert {path.name for path in build.SOURCES.glob("*.cpp")} == {unit.source for unit in build.manifest(build.ISAS)}
+
+
+# --- instruction sets -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Makes this machine another one, as torch sees it."""
+
+    def become(machine: str, capability: str) -> None:
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+
+    return become
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "best"),
+    [
+        ("x86_64", "AVX512", "avx512"),
+        ("AMD64", "AVX2", "avx2"),
+        ("x86_64", "DEFAULT", "portable"),
+        ("x86_64", "what comes after", "portable"),
+        ("aarch64", "SVE256", "portable"),
+        ("aarch64", "AVX512", "portable"),
+    ],
+)
+def test_the_best_instruction_set_of_the_processor_is_compiled_and_no_other(
+    processor: Callable[[str, str], None], machine: str, capability: str, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor(machine, capability)
+    for setting in ("", "auto"):
+        monkeypatch.setenv("EXPRUNE_ISA", setting)
+        assert build.chosen_isas() == (best,)
+    monkeypatch.delenv("EXPRUNE_ISA")
+    assert build.chosen_isas() == (best,)
+    monkeypatch.setenv("EXPRUNE_ISA", "all")
+    assert build.chosen_isas() == build.isas_of(machine)
+    monkeypatch.setenv("EXPRUNE_ISA", "portable")
+    assert build.chosen_isas() == ("portable",)
+
+
+@pytest.mark.parametrize(("machine", "setting"), [("x86_64", "avx1024"), ("aarch64", "avx2")])
+def test_an_instruction_set_that_there_are_no_kernels_for_is_refused(
+    processor: Callable[[str, str], None], machine: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor(machine, "DEFAULT")
+    monkeypatch.setenv("EXPRUNE_ISA", setting)
+    with pytest.raises(KernelError, match=f"EXPRUNE_ISA is '{setting}'\n  what to do: auto, all, or one of portable"):
+        build.chosen_isas()
+
+
+@needs_compiler
+def test_machines_of_different_processors_may_share_a_cache(
+    processor: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPRUNE_ISA", "auto")
+    keys = set()
+    for capability in ("AVX512", "AVX2", "DEFAULT"):
+        processor("x86_64", capability)
+        keys.add(build.recipe().key())
+        assert build.recipe().key() in keys
+    monkeypatch.setenv("EXPRUNE_ISA", "all")
+    assert build.recipe().key() == build.recipe(isas=build.ISAS).key()
+    assert len({*keys, build.recipe().key()}) == 4
 
 
 @needs_compiler
 def test_the_library_loads_into_a_program_without_python(
-    tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, loadable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(tmp_path / "cache"))
-    library = build.build(build.recipe(sources, small.UNITS))
+    library = build.build(build.recipe(loadable, small.UNITS))
     program = tmp_path / "program.cpp"
     program.write_text(
         "#include <dlfcn.h>\n#include <cstdio>\n"

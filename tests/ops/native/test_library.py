@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
@@ -80,3 +81,24 @@ def test_threads_that_ask_at_once_build_once(tmp_path: Path) -> None:
     output = small.run(sources, code, EXPRUNE_CACHE_DIR=str(tmp_path / "cache"))
     assert "[True, True, True, True]" in output
     assert output.count("building native kernels") == 1
+
+
+@small.needs_compiler
+def test_kernels_for_another_processor_are_one_warning_and_no_illegal_instruction(tmp_path: Path) -> None:
+    sources = small.write_sources(tmp_path / "csrc")
+    refusal = 'throw std::runtime_error("no kernels for this processor: the library was compiled for avx512")'
+    (sources / "kernels.cpp").write_text(
+        f'#include <stdexcept>\n#include "kernels.h"\nstd::string isa_name() {{ {refusal}; }}\n'
+    )
+    output = small.run(sources, ASK_TWICE, EXPRUNE_CACHE_DIR=str(tmp_path / "cache"))
+    assert "False False reference" in output
+    assert output.count("WARNING") == 1
+    assert "compiled for avx512" in output
+
+
+@pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
+def test_an_instruction_set_that_was_not_compiled_is_refused() -> None:
+    before = native.isa()
+    with pytest.raises(RuntimeError, match=r"exprune: no kernels for neon: .*compiled for .*portable"):
+        torch.ops.exprune._force_isa("neon")
+    assert native.isa() == before
