@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
+from exprune_fx.ops.native import build, library
 from tests.ops.native import small
 
 ASK_TWICE = "print(available(), available(), isa())"
@@ -25,44 +27,64 @@ def test_without_a_compiler_one_warning_says_what_runs_instead(tmp_path: Path) -
     assert "install g++" in output
 
 
-def test_a_compiler_that_fails_is_one_warning(tmp_path: Path) -> None:
-    sources = small.write_sources(tmp_path / "csrc")
-    broken = tmp_path / "broken-c++"
-    broken.write_text(f"#!{sys.executable}\nimport sys\nsys.exit(0 if '--version' in sys.argv else 'out of order')\n")
-    broken.chmod(0o755)
-    output = small.run(sources, ASK_TWICE, CXX=str(broken), EXPRUNE_CACHE_DIR=str(tmp_path / "cache"))
-    assert "False False reference" in output
-    assert output.count("WARNING") == 1
-    assert "out of order" in output
+@pytest.fixture
+def asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """As if nobody had asked for the operators in this process; they are to be built from sources in this directory."""
+    monkeypatch.setattr(library, "_failure", functools.cache(library._failure.__wrapped__))
+    monkeypatch.setattr(build, "SOURCES", small.write_empty_sources(tmp_path / "csrc"))
+    monkeypatch.setattr(build, "manifest", lambda isas: small.UNITS)
+    monkeypatch.setenv("EXPRUNE_KERNELS", "auto")
+    monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
 
 
-def test_a_library_that_cannot_be_loaded_is_one_warning(tmp_path: Path) -> None:
-    sources = small.write_sources(tmp_path / "csrc")
-    fake = tmp_path / "fake-c++"
-    fake.write_text(
-        f"#!{sys.executable}\nimport sys\nif '-o' in sys.argv:\n    open(sys.argv[sys.argv.index('-o') + 1], 'w').write('no library')\n"
-    )
-    fake.chmod(0o755)
-    output = small.run(sources, ASK_TWICE, CXX=str(fake), EXPRUNE_CACHE_DIR=str(tmp_path / "cache"))
-    assert "False False reference" in output
-    assert output.count("WARNING") == 1
-    assert "cannot be loaded" in output
+def compile_with(monkeypatch: pytest.MonkeyPatch, path: Path, program: str) -> None:
+    """Makes a Python program the compiler."""
+    path.write_text(f"#!{sys.executable}\nimport sys\n{program}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(build, "find_compiler", lambda: (str(path), "1.0"))
 
 
-def test_the_forced_reference_neither_builds_nor_warns(tmp_path: Path) -> None:
-    sources = small.write_sources(tmp_path / "csrc")
-    output = small.run(sources, ASK_TWICE, EXPRUNE_KERNELS="reference", EXPRUNE_CACHE_DIR=str(tmp_path / "cache"))
-    assert output.strip() == "False False reference"
-    assert not (tmp_path / "cache").exists()
+def the_only_warning(caplog: pytest.LogCaptureFixture) -> str:
+    """Asked twice, the answer is no, and there is one warning."""
+    assert (native.available(), native.available(), native.isa()) == (False, False, "reference")
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    return record.getMessage()
 
 
-def test_kernels_that_are_demanded_raise_where_they_cannot_be_had(tmp_path: Path) -> None:
-    sources = small.write_sources(tmp_path / "csrc")
-    code = "from exprune_fx.errors import KernelError\ntry:\n    available()\nexcept KernelError as e:\n    print('raised', e)"
-    output = small.run(
-        sources, code, EXPRUNE_KERNELS="native", PATH="", CXX="g++", EXPRUNE_CACHE_DIR=str(tmp_path / "cache")
-    )
-    assert "raised no C++ compiler" in output
+def test_a_compiler_that_fails_is_one_warning(
+    asked_anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compile_with(monkeypatch, asked_anew / "broken-c++", "sys.exit('out of order')")
+    assert "out of order" in the_only_warning(caplog)
+
+
+def test_a_library_that_cannot_be_loaded_is_one_warning(
+    asked_anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = "open(sys.argv[sys.argv.index('-o') + 1], 'w').write('no library')"
+    compile_with(monkeypatch, asked_anew / "fake-c++", program)
+    assert "cannot be loaded" in the_only_warning(caplog)
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_the_forced_reference_neither_builds_nor_warns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EXPRUNE_KERNELS", "reference")
+    monkeypatch.setattr(build, "build", lambda: pytest.fail("built"))
+    assert (native.available(), native.isa()) == (False, "reference")
+    assert not caplog.records
+
+
+def test_kernels_that_are_demanded_raise_where_they_cannot_be_had(
+    asked_anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_with(monkeypatch, asked_anew / "broken-c++", "sys.exit('out of order')")
+    monkeypatch.setenv("EXPRUNE_KERNELS", "native")
+    for _ in range(2):
+        with pytest.raises(KernelError, match="out of order"):
+            native.available()
 
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
