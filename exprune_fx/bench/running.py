@@ -20,6 +20,7 @@ from exprune_fx.compiling import INNER, Runnable, compiled
 from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
 from exprune_fx.pipeline import record_of, transform
+from exprune_fx.plan import SitePlan
 from exprune_fx.staging import ROLE_KEY, SITE_KEY
 from exprune_fx.zoo import accuracy
 
@@ -69,7 +70,7 @@ def run_subject(
         ours_inner=inner,
         ours_inner_seconds=inner_times,
         sites=count_forms(ours),
-        decisions={entry.site: f"{entry.head}: {entry.reason}" for entry in subject.plan.sites},
+        decisions={entry.site: _decision(entry) for entry in subject.plan.sites},
         rounds=timed.rounds,
         calls=timed.calls,
         max_error=largest_difference(got, dense),
@@ -124,6 +125,10 @@ def best_inner(
     inner = min(right, key=lambda name: ours[name].median)
     columns = {name: timed.columns[name] for name in DENSE} | {OURS: ours[inner]}
     return inner, columns, {name: timing.median for name, timing in ours.items()}
+
+
+def _decision(entry: SitePlan) -> str:
+    return entry.reason if entry.head == "dense" else f"{entry.head}: {entry.reason}"
 
 
 def count_forms(gm: fx.GraphModule) -> dict[str, int]:
