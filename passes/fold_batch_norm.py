@@ -55,11 +55,13 @@ class FoldBatchNormPass:
     Attributes:
         values_known: leave a batch norm whose folded weight is not finite. Without values, none is folded into float16,
             which alone is narrow enough for that.
+        modules: fold into the convolutions and linear layers of these module paths only; None for all.
     """
 
     name: ClassVar[str] = "fold-batch-norm"
 
     values_known: bool = True
+    modules: tuple[str, ...] | None = None
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """Runs the pass."""
@@ -67,7 +69,9 @@ class FoldBatchNormPass:
         edits = 0
         for norm in list(result.graph.nodes):
             reduction = _match(result, norm)
-            if reduction is not None and _fold(result, norm, reduction, self.values_known):
+            if reduction is None or not (self.modules is None or reduction.meta["module_path"] in self.modules):
+                continue
+            if _fold(result, norm, reduction, self.values_known):
                 edits += 1
         if not edits:
             return PassResult(gm, changed=False, edits=0)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
+_PREFIX = "input_"
 _SAME_VALUE = (_aten.detach.default, _aten.alias.default)
 
 
@@ -25,22 +26,40 @@ class Tape(TorchDispatchMode):
 
     Args:
         mode: that of the watched tensors.
-        watched: tensors without values, by name.
 
     Attributes:
-        graph: a placeholder for each watched tensor, and a node for each call; it has no output node.
+        graph: a placeholder for each tensor that was given to `watch`, and a node for each call; it has no output node.
         constants: the tensors with values that took part, by the names under which the graph reads them.
     """
 
-    def __init__(self, mode: FakeTensorMode, watched: Mapping[str, Tensor]) -> None:
+    def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self._mode = mode
         # Tensors stay alive beside their nodes: their ids must not be given to others.
         self._known: dict[int, tuple[Tensor, fx.Node]] = {}
-        for name, tensor in watched.items():
-            self._known[id(tensor)] = (tensor, self.graph.placeholder(name))
+        self._inputs: dict[int, fx.Node] = {}
+
+    def watch(self, tensor: Tensor, place: int, dtype: torch.dtype | None = None) -> None:
+        """Watches a tensor without values.
+
+        Args:
+            tensor: the tensor.
+            place: which input it comes from; several may come from one.
+            dtype: what the input is cast to, if it is not the tensor itself.
+        """
+        node = self._inputs.get(place)
+        if node is None:
+            node = self._inputs[place] = self.graph.placeholder(f"{_PREFIX}{place}")
+        if dtype is not None:
+            node = self.graph.call_function(_aten._to_copy.default, (node,), {"dtype": dtype})
+        self._known[id(tensor)] = (tensor, node)
+
+    @staticmethod
+    def place_of(node: fx.Node) -> int:
+        """Which input a placeholder of the graph is."""
+        return int(str(node.target).removeprefix(_PREFIX))
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node of a watched tensor, or of what came of one; any other tensor is a constant."""

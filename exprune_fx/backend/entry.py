@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from exprune_fx.backend import once
+from exprune_fx.backend.autocast import autocast_is_on, no_autocast, with_explicit_casts
 from exprune_fx.backend.frozen import Frozen
 from exprune_fx.backend.inner import compile_inner
 from exprune_fx.backend.options import Options, read_options
@@ -49,11 +50,32 @@ def exprune(
     if isinstance(program, str):
         once.warn(f"exprune hands a graph to {chosen.inner} as it is: {program}")
         return compile_inner(gm, example_inputs, chosen.inner, mode)
-    if chosen.freeze and program.derived():
-        return Frozen.of(
-            program, example_inputs, lambda graph, inputs: compile_inner(graph, inputs, chosen.inner, mode)
+    with no_autocast():
+        compiled = _compiled(
+            program,
+            example_inputs,
+            chosen.freeze,
+            lambda graph, inputs: compile_inner(graph, inputs, chosen.inner, mode),
         )
-    return compile_inner(program.live(), example_inputs, chosen.inner, mode)
+    return _without_autocast(compiled) if autocast_is_on() else compiled
+
+
+def _compiled(
+    program: Program, example_inputs: Sequence[Any], freeze: bool, compile_graph: Callable[..., Compiled]
+) -> Compiled:
+    if freeze and program.derived():
+        return Frozen.of(program, example_inputs, compile_graph)
+    return compile_graph(program.live(), example_inputs)
+
+
+def _without_autocast(compiled: Compiled) -> Compiled:
+    """Its casts are written out: autocast would cast once more, and inside operators that compute in float64."""
+
+    def call(*args: Any) -> Any:
+        with no_autocast():
+            return compiled(*args)
+
+    return call
 
 
 def _program(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Program | str:
@@ -61,10 +83,12 @@ def _program(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options
     if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in example_inputs):
         return "gradients are enabled; call the model under torch.inference_mode() or torch.no_grad()"
     try:
-        traced = trace(gm, example_inputs)
-        if _in_training(traced.gm):
-            return "it is in training mode; call model.eval()"
-        staged = stage(traced, options)
+        explicit = with_explicit_casts(gm)
+        with no_autocast():
+            traced = trace(explicit, example_inputs)
+            if _in_training(traced.gm):
+                return "it is in training mode; call model.eval()"
+            staged = stage(traced, options)
     except (CaptureError, PassError, SymmetryError, VerifyError) as error:
         return f"it cannot be staged: {error}"
     if isinstance(staged, str):

@@ -42,7 +42,7 @@ class Program:
     def watched(self) -> list[int]:
         """Which of Dynamo's inputs these are computed from."""
         needed = _ancestors([self._node(name) for name in self.derived()])
-        return sorted(self.traced.states[str(node.target)] for node in needed if node.op == "placeholder")
+        return sorted(Tape.place_of(node) for node in needed if node.op == "placeholder")
 
     def live(self) -> fx.GraphModule:
         """Takes Dynamo's inputs, and computes everything from them at each call."""
@@ -93,10 +93,9 @@ class _Builder:
             made = self.graph.placeholder(str(node.target))
             made.meta = dict(node.meta)
             self.inputs.append(made)
-        watched = {str(node.target): node for node in program.tape.graph.nodes if node.op == "placeholder"}
-        for name, place in program.traced.states.items():
-            if name in watched:  # else nothing reads it
-                self.values[watched[name]] = self.inputs[place]
+        for node in program.tape.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = self.inputs[Tape.place_of(node)]
 
     def derivation(self, names: Sequence[str]) -> None:
         """The calls of the tape that these tensors need."""

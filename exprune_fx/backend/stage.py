@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
 
 import torch
 from torch import fx
@@ -16,18 +15,17 @@ from exprune_fx.backend.policy import plan_without_data
 from exprune_fx.backend.tracing import Traced
 from exprune_fx.graph.edits import fake_mode_of, tensor_at, tensor_names
 from exprune_fx.ops import native
-from exprune_fx.pass_manager import run_pipeline
+from exprune_fx.pass_manager import Pass, run_pipeline
 from exprune_fx.passes.commute_relu_max_pool import CommuteReluMaxPoolPass
 from exprune_fx.passes.drop_no_ops import DropNoOpsPass
 from exprune_fx.passes.fold_batch_norm import FoldBatchNormPass
 from exprune_fx.pipeline import rewrite
 from exprune_fx.plan import Plan
-from exprune_fx.sites import Site, find_sites
+from exprune_fx.sites import find_sites
 from exprune_fx.staging import KEPT_KEY, SITE_KEY
-from exprune_fx.symmetry import SymmetryReport, symmetries
+from exprune_fx.symmetry import symmetries
 
 _log = logging.getLogger(__name__)
-_NORMALISE = (DropNoOpsPass(), FoldBatchNormPass(values_known=False), CommuteReluMaxPoolPass())
 NOTHING = "nothing in it can be staged"
 
 
@@ -39,7 +37,7 @@ def stage(traced: Traced, options: Options) -> tuple[fx.GraphModule, Tape] | str
         PassError: a site cannot be staged as planned.
     """
     with torch.no_grad():
-        dense = run_pipeline(traced.gm, _NORMALISE)
+        dense = run_pipeline(traced.gm, _normalising())
         groups = symmetries(dense)
         sites = find_sites(dense, groups)
         if not sites:
@@ -47,33 +45,39 @@ def stage(traced: Traced, options: Options) -> tuple[fx.GraphModule, Tape] | str
         lower = native.available()
         if not lower and not options.chosen:
             return "there are no native kernels, and the readable form computes more than the dense one"
-        plan = _plan(dense, sites, groups, options, lower)
-        _log_decisions(plan)
-        if not plan.staged and not (lower and plan.skipping):
-            return NOTHING
-        mode = fake_mode_of(traced.gm)
-        assert mode is not None
-        tape = Tape(
-            mode, {name: tensor_at(traced.gm, name) for name in tensor_names(traced.gm) if name in traced.states}
-        )
-        with tape:
-            staged = rewrite(run_pipeline(traced.gm, _NORMALISE), plan, lower=lower, pack=options.freeze)
+        if options.plan is not None:
+            return _rewritten(traced, plan_for_graph(options.plan, sites, groups), options, lower)
+        plan = plan_without_data(sites, options)
+        found = _rewritten(traced, plan, options, lower)
+        if isinstance(found, str) or (options.chosen and options.objective != "latency"):
+            return found
+        # The readable form takes longer than the dense one: it is for those who asked for it.
+        readable = {node.meta[SITE_KEY] for node in found[0].graph.nodes if not lower or KEPT_KEY in node.meta}
+        return _rewritten(traced, plan_without_data(sites, options, readable), options, lower) if readable else found
+
+
+def _normalising(modules: tuple[str, ...] | None = None) -> tuple[Pass, ...]:
+    """The normalising passes, for tensors without values; batch norms are folded for some modules only, or for all."""
+    return DropNoOpsPass(), FoldBatchNormPass(values_known=False, modules=modules), CommuteReluMaxPoolPass()
+
+
+def _rewritten(traced: Traced, plan: Plan, options: Options, lower: bool) -> tuple[fx.GraphModule, Tape] | str:
+    if not plan.staged and not (lower and plan.skipping):
+        return NOTHING
+    modules: tuple[str, ...] | None = None
+    if not options.freeze and not plan.orders:
+        # To fold is to compute a weight at every call. (Orders are named after folded weights.)
+        modules = tuple(entry.site.partition("#")[0] for entry in plan.staged)
+    mode = fake_mode_of(traced.gm)
+    assert mode is not None
+    tape = Tape(mode)
+    for name in tensor_names(traced.gm):
+        if name in traced.states:
+            tape.watch(tensor_at(traced.gm, name), traced.states[name].place, traced.states[name].dtype)
+    with tape:
+        staged = rewrite(run_pipeline(traced.gm, _normalising(modules)), plan, lower=lower, pack=options.freeze)
+    _log_decisions(plan)
     return staged, tape
-
-
-def _plan(dense: fx.GraphModule, sites: Sequence[Site], groups: SymmetryReport, options: Options, lower: bool) -> Plan:
-    if options.plan is not None:
-        return plan_for_graph(options.plan, sites, groups)
-    plan = plan_without_data(sites, options)
-    if options.chosen and options.objective != "latency":
-        return plan
-    return plan_without_data(sites, options, _without_kernel(dense, plan, lower))
-
-
-def _without_kernel(dense: fx.GraphModule, plan: Plan, lower: bool) -> Collection[str]:
-    """The sites that would stay in their readable form, which takes longer than the dense one."""
-    staged = rewrite(dense, plan, lower=lower, pack=False)
-    return {node.meta[SITE_KEY] for node in staged.graph.nodes if not lower or KEPT_KEY in node.meta}
 
 
 def _log_decisions(plan: Plan) -> None:

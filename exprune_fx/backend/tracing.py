@@ -23,20 +23,33 @@ _aten = torch.ops.aten
 _STEP = re.compile(r"\._(?:modules|parameters|buffers)\[['\"]([^'\"]+)['\"]\]")
 
 
+@dataclass(frozen=True)
+class State:
+    """A parameter or buffer of the traced model.
+
+    Attributes:
+        place: which of Dynamo's placeholders it is.
+        dtype: what it is cast to before anything reads it; None where it is read as it is.
+    """
+
+    place: int
+    dtype: torch.dtype | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Traced:
     """One graph of Dynamo's in the dialect.
 
     Attributes:
         gm: the graph. Its parameters and buffers have no values; its placeholders are the model's inputs.
-        states: for each get_attr target, which of Dynamo's placeholders it is.
+        states: for each get_attr target, which of Dynamo's placeholders it is; constants are not among them.
         inputs: for each placeholder, which of Dynamo's it is.
         outputs: how many results are Dynamo's; the others are new values for the inputs that the model writes to.
         written: which of Dynamo's placeholders these are.
     """
 
     gm: fx.GraphModule
-    states: Mapping[str, int]
+    states: Mapping[str, State]
     inputs: tuple[int, ...]
     outputs: int
     written: tuple[int, ...]
@@ -178,10 +191,11 @@ def _in_dialect(
     constants = set(tensors)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     body = placeholders[-1].next
-    states: dict[str, int] = {}
+    states: dict[str, State] = {}
     for place, name in names.items():
         node = placeholders[place]
-        states[name], tensors[name] = place, node.meta["val"]
+        # An object of its own: what is computed from the node's value, such as its users' shapes, derives from nothing.
+        states[name], tensors[name] = State(place), node.meta["val"].detach()
         if name not in learned and not _is_statistic(node):
             constants.add(name)  # nobody says that its elements are alike
         with graph.inserting_before(body):
@@ -189,6 +203,7 @@ def _in_dialect(
         read.meta = dict(node.meta)
         node.replace_all_uses_with(read)
         graph.erase_node(node)
+        _take_casts(read, states, tensors, constants)
     _rename_roots(graph, roots)
     inputs = tuple(place for place in range(len(placeholders)) if place not in names)
     given: Any = graph.output_node().args[0]
@@ -196,6 +211,32 @@ def _in_dialect(
     _sign(graph, len(inputs), results)
     gm = to_dialect(graph, tensors, constants)
     return Traced(gm, states, inputs, results - len(written), tuple(written))
+
+
+def _take_casts(read: fx.Node, states: dict[str, State], tensors: dict[str, Tensor], constants: set[str]) -> None:
+    """What autocast reads of a parameter is one too: in another dtype, under its name if nothing else reads it."""
+    name, graph = str(read.target), read.graph
+    by_dtype: dict[torch.dtype, list[fx.Node]] = {}
+    for user in read.users:
+        if user.target is _aten._to_copy.default and set(user.kwargs) == {"dtype"}:
+            by_dtype.setdefault(user.meta["val"].dtype, []).append(user)
+    for dtype, casts in by_dtype.items():
+        if len(casts) == len(read.users):
+            cast, target = read, name
+        else:
+            path, _, field = name.rpartition(".")
+            target = f"{path}.{str(dtype).removeprefix('torch.')}_{field}".lstrip(".")
+            with graph.inserting_before(read.next):
+                cast = graph.create_node("get_attr", target)
+            cast.meta = dict(read.meta)
+            if name in constants:
+                constants.add(target)
+        states[target] = State(states[name].place, dtype)
+        cast.meta["val"] = casts[0].meta["val"]
+        tensors[target] = cast.meta["val"].detach()
+        for node in casts:
+            node.replace_all_uses_with(cast)
+            graph.erase_node(node)
 
 
 def _is_statistic(node: fx.Node) -> bool:
