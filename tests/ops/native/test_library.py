@@ -121,6 +121,9 @@ def test_kernels_for_another_processor_are_one_warning_and_no_illegal_instructio
 @pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
 def test_an_instruction_set_that_was_not_compiled_is_refused() -> None:
     before = native.isa()
+    for any_of_them in ("auto", "all", ""):
+        torch.ops.exprune._force_isa(any_of_them)
+        assert native.isa() == before
     with pytest.raises(RuntimeError, match=r"exprune: no kernels for neon: .*compiled for .*portable"):
         torch.ops.exprune._force_isa("neon")
     assert native.isa() == before

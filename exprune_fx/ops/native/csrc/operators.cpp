@@ -89,24 +89,25 @@ constexpr InstructionSet kCompiled[] = {
 
 std::atomic<const InstructionSet*> chosen{nullptr};
 
-// The one of this name, or the best with "".
+// The one of this name, as EXPRUNE_ISA gives it too; the best with "", "auto" or "all".
 void choose(std::string name) {
+  const bool any = name.empty() || name == "auto" || name == "all";
   std::string names;
   for (const InstructionSet& set : kCompiled) {
-    if ((name.empty() || name == set.name) && set.is_here()) {
+    if ((any || name == set.name) && set.is_here()) {
       chosen = &set;
       return;
     }
     names += std::string(names.empty() ? "" : ", ") + set.name;
   }
-  STD_TORCH_CHECK(false, "exprune: no kernels for ", name.empty() ? "this processor" : name.c_str(),
+  STD_TORCH_CHECK(false, "exprune: no kernels for ", any ? "this processor" : name.c_str(),
                   ": the library was compiled for ", names);
 }
 
 const InstructionSet& instruction_set() {
   if (!chosen) {
     const char* named = std::getenv("EXPRUNE_ISA");
-    choose(named && std::string(named) != "all" ? named : "");
+    choose(named ? named : "");
   }
   return *chosen;
 }
