@@ -93,7 +93,21 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     if not isinstance(plan, Plan):
         raise PlanError(f"the plan is a {type(plan).__name__}", hint="give the Plan that calibrate returned")
     lower = lower and bool(plan.staged or plan.skipping) and native.available()
-    return rewrite(normalise(gm), plan, lower=lower)
+    staged = rewrite(normalise(gm), plan, lower=lower)
+    record = record_of(staged)
+    assert record is not None
+    staged.meta[RECORD_KEY] = replace(record, captured=_with_dense_tensors(gm, record.dense), lowered=lower)
+    return staged
+
+
+def _with_dense_tensors(gm: fx.GraphModule, dense: fx.GraphModule) -> fx.GraphModule:
+    """See ``StagedRecord.captured``."""
+    values = {node.target: node.meta["val"] for node in gm.graph.nodes if node.op == "get_attr"}
+    result = copy_graph_module(with_tensors_of(gm, dense))
+    for node in result.graph.nodes:
+        if node.op == "get_attr":
+            node.meta["val"] = values[node.target]
+    return result
 
 
 def rewrite(gm: fx.GraphModule, plan: Plan, *, lower: bool, pack: bool = True) -> fx.GraphModule:
