@@ -7,6 +7,10 @@
 from importlib.metadata import version as _version
 
 from exprune_fx.calibration import calibrate as calibrate
+from exprune_fx.deploy import Package as Package
+from exprune_fx.deploy import export_onnx as export_onnx
+from exprune_fx.deploy import export_package as export_package
+from exprune_fx.deploy import export_program as export_program
 from exprune_fx.errors import CalibrationError as CalibrationError
 from exprune_fx.errors import CaptureError as CaptureError
 from exprune_fx.errors import DataError as DataError

@@ -101,7 +101,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
     """Silences what torch says about its own internals: tree specs that it copies, and recurrent modules."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
@@ -114,7 +114,7 @@ def _known_warnings() -> Iterator[None]:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
     try:
-        with _known_warnings():
+        with known_warnings():
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except ExpruneError:
         raise
@@ -162,12 +162,12 @@ def _check_program(
 
 def _from_program(program: ExportedProgram, *, given_inputs: bool, inputs: tuple[Any, Any]) -> fx.GraphModule:
     try:
-        with _known_warnings():
+        with known_warnings():
             program = program.run_decompositions({})
     except Exception as error:  # torch gives no narrower type
         raise CaptureError(f"torch.export could not functionalise the graph: {_first_lines(error)}") from error
     _refuse_mutation(program)
-    with _known_warnings():
+    with known_warnings():
         lifted = program.module(check_guards=False)
     gm = to_dialect(lifted.graph, _tensors(program), _constants(program))
     _refuse_mixed_dtypes(gm)

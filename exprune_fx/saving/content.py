@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from exprune_fx.errors import SaveError
-from exprune_fx.graph.signature import Signature
 from exprune_fx.plan import Plan
 
 FORMAT = "exprune-staged"
@@ -31,8 +30,8 @@ class Content:
         plan: what was decided.
         state_dict: the tensors of the captured model under its own names, second names of shared ones among them.
         constants: the tensors that the captured graph reads and that are not in the model's state dict.
-        signature: how the graph is called; None where that has no text form, and then `unsigned` says why.
-        unsigned: why there is no signature.
+        signature: how the graph is called (``Signature.to_dict``); None where that has no text form.
+        unsigned: why there is no signature, else "".
         graph: the text of the captured graph.
         lowered: whether ``transform`` was asked for fused operators and had them.
         fused: whether the saved graph was the one with fused operators, not the readable form of it.
@@ -42,7 +41,7 @@ class Content:
     plan: Plan
     state_dict: dict[str, Tensor]
     constants: dict[str, Tensor]
-    signature: Signature | None
+    signature: dict[str, Any] | None
     unsigned: str
     graph: str
     lowered: bool
@@ -65,7 +64,7 @@ class Content:
             "version": FORMAT_VERSION,
             "torch": self.torch_version,
             "plan": self.plan.to_dict(),
-            "signature": None if self.signature is None else self.signature.to_dict(),
+            "signature": self.signature,
             "unsigned": self.unsigned,
             "graph": self.graph,
             "lowered": self.lowered,
@@ -124,7 +123,7 @@ class Content:
             plan=plan,
             state_dict=dict(data["state_dict"]),
             constants=dict(data["constants"]),
-            signature=None if data["signature"] is None else Signature.from_dict(data["signature"]),
+            signature=None if data["signature"] is None else dict(data["signature"]),
             unsigned=str(data["unsigned"]),
             graph=str(data["graph"]),
             lowered=bool(data["lowered"]),

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from exprune_fx.errors import SaveError
 from exprune_fx.graph import capture, tensor_at, tensor_names
 from exprune_fx.graph.edits import ALIASES_KEY, CONSTANTS_KEY
+from exprune_fx.graph.signature import Signature
 from exprune_fx.pipeline import record_of
 from exprune_fx.saving.content import Content
 from exprune_fx.saving.replay import as_replacement, bound, graph_text, replayed, shortened, shown
@@ -80,8 +81,9 @@ def _captured(
             hint="give example inputs: load(model, path, args, kwargs, dynamic_shapes), as for capture",
         )
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    example, named = content.signature.example(device)
-    return capture(_in_layout_of(model, content), example, named, content.signature.dynamic_shapes(example, named))
+    signature = Signature.from_dict(content.signature)
+    example, named = signature.example(device)
+    return capture(_in_layout_of(model, content), example, named, signature.dynamic_shapes(example, named))
 
 
 def _in_layout_of(model: nn.Module, content: Content) -> nn.Module:

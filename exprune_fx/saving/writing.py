@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -106,7 +107,7 @@ def _content(captured: fx.GraphModule, record: StagedRecord, fused: bool) -> Con
     tensors = {name: _own(tensor_at(captured, name).detach()) for name in tensor_names(captured)}
     state = {name: tensor for name, tensor in tensors.items() if name not in constants}
     state |= {alias: state[kept] for alias, kept in captured.meta.get(ALIASES_KEY, {}).items() if kept in state}
-    signature, unsigned = _signature(captured)
+    signature, unsigned = _signature_of(captured)
     return Content(
         plan=record.plan,
         state_dict=state,
@@ -126,9 +127,9 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone(memory_format=torch.preserve_format)
 
 
-def _signature(captured: fx.GraphModule) -> tuple[Signature | None, str]:
+def _signature_of(captured: fx.GraphModule) -> tuple[dict[str, Any] | None, str]:
     try:
-        return Signature.of(captured), ""
+        return Signature.of(captured).to_dict(), ""
     except CaptureError as error:
         _log.warning("the file cannot say how the model is called, so load will need example args: %s", error.what)
         return None, error.what
