@@ -27,7 +27,7 @@ from tests.strategies import Program, RandomModel, programs
 from tests.symmetry.architectures.common import randomise
 
 TOLERANCE = 1e-3
-EXAMPLES = 100
+EXAMPLES = 60
 SHARDS = 4
 # Rules that no rounding can turn: never, always, and only what is proved.
 RULES: tuple[tuple[Guard, float], ...] = (
