@@ -153,7 +153,8 @@ class _Wide(nn.Module):
         self.fc1, self.fc2, self.fc3 = nn.Linear(8, 512), nn.Linear(512, 1024), nn.Linear(1024, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+        out: Tensor = self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+        return out
 
 
 def test_the_first_columns_of_a_large_weight_get_rows_of_their_own() -> None:
