@@ -1,4 +1,4 @@
-"""AOTInductor packages of a staged CNN and of an OPT layer, run where this library cannot be imported."""
+"""AOTInductor packages, run where this library cannot be imported: of an OPT layer here, of a CNN in test_readme.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 import exprune_fx as ex
 from exprune_fx.graph import python_text
 from exprune_fx.ops import native
-from tests.deploy.models import images, staged_cnn, staged_opt_layer
+from tests.deploy.models import staged_opt_layer
 from tests.deploy.stranger import one_thread, run_stranger
 from tests.passes.fused import need_operators
 from tests.passes.staging import SquaredNet
@@ -51,12 +51,6 @@ def check(graph: fx.GraphModule, inputs: list[Tensor], folder: Path) -> None:
         with torch.no_grad():
             # Inductor's own kernels round the dense layers otherwise.
             torch.testing.assert_close(result, graph(x), rtol=1e-4, atol=1e-4)
-
-
-def test_the_staged_cnn(tmp_path: Path) -> None:
-    graph, x = staged_cnn(lower=True), images()[:20]
-    assert python_text(graph).count("exprune.staged_conv2d_relu") >= 4
-    check(graph, [x[:1], x, x[:7]], tmp_path)
 
 
 def test_an_opt_layer(tmp_path: Path) -> None:
