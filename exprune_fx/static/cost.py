@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx, nn
 
-from exprune_fx.cost import dense_flops, model_flops
+from exprune_fx.cost import dense_flops
 from exprune_fx.graph import copy_graph_module, tensor_at, tensor_names
 from exprune_fx.static.axes import Sizes, kept_size
 from exprune_fx.symmetry import SymmetryReport
@@ -19,15 +19,24 @@ Metric: TypeAlias = Literal["flops", "params"]
 def graph_cost(gm: fx.GraphModule) -> tuple[int, int]:
     """Parameters that a graph reads, and its FLOPs at the example's sizes."""
     params = sum(tensor.numel() for name in tensor_names(gm) if isinstance(tensor := tensor_at(gm, name), nn.Parameter))
-    expression = model_flops(gm)
-    sizes = [size for node in gm.graph.nodes for size in _shape(node) if isinstance(size, torch.SymInt)]
-    hints = {symbol: size.node.shape_env.var_to_val[symbol] for size in sizes for symbol in size.node.expr.free_symbols}
-    return params, int(expression.subs(hints))
+    nodes = _counted(gm)
+    for each in {each for node in nodes for each in (node, *node.all_input_nodes)}:
+        if isinstance(each.meta.get("val"), torch.Tensor):
+            _set_shape(each, [_hint(size) for size in each.meta["val"].shape])
+    return params, sum(int(dense_flops(node)) for node in nodes)
 
 
-def _shape(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+def _counted(gm: fx.GraphModule) -> list[fx.Node]:
+    """The nodes of a copy of a graph that have FLOPs."""
+    return [node for node in copy_graph_module(gm).graph.nodes if dense_flops(node) != 0]
+
+
+def _set_shape(node: fx.Node, shape: Sequence[int]) -> None:
+    node.meta["val"] = torch.empty(shape, device="meta")
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 class CostModel:
@@ -53,8 +62,7 @@ class CostModel:
             for name in tensor_names(gm)
             if isinstance(tensor_at(gm, name), nn.Parameter) and name not in self._parameters
         )
-        shadow = copy_graph_module(gm)
-        self._nodes = [node for node in shadow.graph.nodes if dense_flops(node) != 0]
+        self._nodes = _counted(gm)
 
     def params(self, sizes: Sizes) -> int:
         """Number of parameters."""
@@ -77,8 +85,7 @@ class CostModel:
                 axes = self._report.analysis.axes.get(each.name)
                 if isinstance(axes, tuple) and isinstance(each.meta.get("val"), torch.Tensor):
                     given = each.meta.setdefault("exprune_shape", tuple(each.meta["val"].shape))
-                    shape = [self._kept(a, sizes, s) for a, s in zip(axes, given, strict=True)]
-                    each.meta["val"] = torch.empty(shape, device="meta")
+                    _set_shape(each, [self._kept(a, sizes, s) for a, s in zip(axes, given, strict=True)])
         return {node.name: int(dense_flops(node)) for node in self._nodes}
 
     def of(self, metric: Metric, sizes: Sizes) -> int:
@@ -87,7 +94,4 @@ class CostModel:
 
     def _kept(self, layout: Any, sizes: Sizes, given: int | torch.SymInt = 1) -> int:
         size = kept_size(self._report.analysis.unifier, layout, sizes)
-        if isinstance(size, int):
-            return size
-        hint = given.node.hint if isinstance(given, torch.SymInt) else given
-        return int(hint)
+        return size if isinstance(size, int) else _hint(given)

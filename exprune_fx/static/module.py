@@ -137,17 +137,13 @@ def aliases(module: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def can_add(module: nn.Module, name: str) -> bool:
-    """Whether a layer of torch.nn without bias could have one under this name."""
+    """Whether a layer that was made without bias has a place for one under this name."""
     path, _, leaf = name.rpartition(".")
     try:
         owner = module.get_submodule(path)
     except AttributeError:
         return False
-    return (
-        leaf in owner._parameters
-        and owner._parameters[leaf] is None
-        and isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    )
+    return leaf in owner._parameters and owner._parameters[leaf] is None and "weight" in owner._parameters
 
 
 def shared_copy(module: nn.Module) -> nn.Module:

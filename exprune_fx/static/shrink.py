@@ -19,7 +19,7 @@ from exprune_fx.static.report import GroupReport, ShrinkReport
 from exprune_fx.static.select import Limits, Ranked, Ranking, by_fraction, choose, ranked
 from exprune_fx.static.smaller import Smaller, smaller
 from exprune_fx.static.subject import GraphSubject, ModuleSubject, Subject
-from exprune_fx.static.trial import refuse
+from exprune_fx.static.trial import given_sizes, refuse
 from exprune_fx.static.units import Bundle, Removal, bundles, outer_size, sizes_of
 from exprune_fx.symmetry import SymmetryGroup, SymmetryReport, symmetries
 
@@ -112,7 +112,7 @@ def shrink(
             (zero-padded convolutions, normalisations over channels); "mean" folds their mean over the positions before
             zero-padded convolutions, too; "drop" counts them as zero.
         fixed: what to do about groups that the model's own code fixes the size of: "raise", or "keep" them whole.
-        dynamic_shapes: as for `capture`.
+        dynamic_shapes: as for `capture`; by default any number of examples, so that data may come in other batches.
 
     Raises:
         ShrinkError: the target cannot be met, a group cannot be removed, or the model's code has constant sizes.
@@ -255,7 +255,7 @@ class _Loop:
             return state, removals, small
         blamed = self._blamed(state, removals)
         if self._request.fixed == "raise" or not blamed:
-            raise refuse(trial, list(blamed))
+            raise refuse(trial, list(blamed), given_sizes(state.graph, small.graph))
         return self._round(state.without(blamed), dense, goal, left)
 
     def _blamed(self, state: _State, removals: Sequence[Removal]) -> dict[str, str]:

@@ -106,9 +106,10 @@ class ModuleSubject:
     """A user's module, shrunk in place."""
 
     def __init__(self, module: nn.Module, call: Call, dynamic_shapes: Any) -> None:
-        self._module, self._call, self._dynamic = module, call, dynamic_shapes
+        self._module, self._call = module, call
+        self._example, self._dynamic = (call, dynamic_shapes) if dynamic_shapes is not None else any_batch(call)
         self._undo: list[Callable[[], None]] = []
-        self.examples = examples_in(call[0] if call[0] else tuple(call[1].values()))
+        self.examples = examples_in(self._example[0] if call[0] else tuple(call[1].values()))
 
     @property
     def model(self) -> nn.Module:
@@ -117,7 +118,7 @@ class ModuleSubject:
 
     def graph(self) -> fx.GraphModule:
         """Captured anew."""
-        return capture(self._module, self._call[0], self._call[1], self._dynamic)
+        return capture(self._module, self._example[0], self._example[1], self._dynamic)
 
     def may_add(self, name: str) -> bool:
         """In linear layers and convolutions without bias."""
@@ -178,6 +179,27 @@ class ModuleSubject:
                 for take_back in reversed(self._undo):
                     take_back()
                 raise
+
+
+def any_batch(call: Call) -> tuple[Call, Any]:
+    """Example inputs and dynamic shapes with which a capture takes any number of examples, where the model does.
+
+    The first dim of the first tensor counts the examples, and so does that of every other one of the same size. A batch
+    of one is doubled, for torch.export takes ones for constants. With keyword inputs, everything stays as it is.
+    """
+    args, kwargs = call
+    sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    if kwargs or not sizes:
+        return call, None
+
+    def counts(leaf: object) -> bool:
+        return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == sizes[0]
+
+    def doubled(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if sizes[0] == 1 and counts(leaf) else leaf
+
+    shapes = pytree.tree_map(lambda leaf: {0: torch.export.Dim.AUTO} if counts(leaf) else None, args)
+    return (pytree.tree_map(doubled, args), kwargs), shapes
 
 
 @contextlib.contextmanager

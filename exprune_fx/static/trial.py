@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _SIZED = {
         "slice",
     ]
 }
+_NORMS = {aten.layer_norm, aten.rms_norm}
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
+_CALL = re.compile(r"\b(view|reshape|unflatten|expand|split|zeros|ones|full|new_zeros|new_ones|repeat)\(")
+_CONSTANT = re.compile(r"(?<![\w.-])([2-9]|[1-9]\d+)\b|self\.|\b[A-Z_]{2,}\b")
 _TOLERANCE = 1e4  # times the rounding of the dtype: sums of some thousand terms in another order
 
 
@@ -129,22 +134,35 @@ def view_attributes(gm: fx.GraphModule, small: fx.GraphModule, model: nn.Module)
     after = {node.name: node for node in small.graph.nodes}
     found: dict[tuple[str, str], AttributeChange] = {}
     for node in gm.graph.nodes:
-        if getattr(node.target, "overloadpacket", None) not in _SIZED or node.name not in after:
+        packet = getattr(node.target, "overloadpacket", None)
+        if node.name not in after or packet not in _SIZED | _NORMS:
             continue
         path = node.meta.get("module_path", "")
         try:
             owner = model.get_submodule(path)
         except AttributeError:
             continue
-        if type(owner).__module__.startswith("torch.nn"):
-            continue
-        changed = _changed(node, after[node.name])
-        for name, value in vars(owner).items():
-            if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
-                fits = [new for old, new in changed if old == value]
-                if fits:
-                    found.setdefault((path, name), AttributeChange(path, name, _pick(name, fits)))
+        for name, value in _follows(owner, node, after[node.name]).items():
+            found.setdefault((path, name), AttributeChange(path, name, value))
     return list(found.values())
+
+
+def _follows(owner: nn.Module, node: fx.Node, after: fx.Node) -> dict[str, int | tuple[int, ...]]:
+    """New values of attributes that hold the sizes of one node."""
+    if isinstance(owner, nn.LayerNorm | nn.RMSNorm):  # without a weight, this is all that tells its size
+        shape = after.args[1]
+        assert isinstance(shape, (list, tuple))
+        return {} if list(shape) == list(owner.normalized_shape) else {"normalized_shape": tuple(shape)}  # type: ignore[arg-type]
+    if type(owner).__module__.startswith("torch.nn") and not isinstance(owner, nn.MultiheadAttention):
+        return {}
+    changed = _changed(node, after)
+    found: dict[str, int | tuple[int, ...]] = {}
+    for name, value in vars(owner).items():
+        if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
+            fits = [new for old, new in changed if old == value]
+            if fits:
+                found[name] = _pick(name, fits)
+    return found
 
 
 def _changed(node: fx.Node, after: fx.Node) -> list[tuple[int, int]]:
@@ -168,13 +186,37 @@ def _pick(name: str, fits: Sequence[int]) -> int:
     return fits[-1] if inner else fits[0]
 
 
-def refuse(trial: Trial, blamed: Sequence[str]) -> ShrinkError:
-    """The error that names what cannot be shrunk."""
+def given_sizes(gm: fx.GraphModule, small: fx.GraphModule) -> tuple[str, ...]:
+    """Source lines that give a view, or the like, sizes in numbers or attributes, where these had to change.
+
+    Args:
+        gm: the dense graph.
+        small: the smaller one, of the same nodes.
+    """
+    after = {node.name: node for node in small.graph.nodes}
+    found: dict[str, None] = {}
+    for node in gm.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) not in _SIZED or node.name not in after:
+            continue
+        frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+        if _shapes(node) == _shapes(after[node.name]) or not frames:
+            continue
+        source, line, code = frames[-1]
+        if _CALL.search(code) and _CONSTANT.search(code):
+            found[f"module {node.meta.get('module_path', '')!r}, {Path(source).name}:{line}: {code.strip()}"] = None
+    return tuple(found)
+
+
+def refuse(trial: Trial, blamed: Sequence[str], lines: Sequence[str]) -> ShrinkError:
+    """The error that names what cannot be shrunk, and the lines that give sizes."""
     groups = ", ".join(blamed) if blamed else "none alone, but all together"
+    text = f"the model's own code does not run with the smaller sizes: {trial.problem}"
+    if trial.where:
+        text += f"\n  where: {trial.where}"
+    if lines:
+        text += "\n  sizes are given by: " + "; ".join(lines[:3]) + (" and others" if len(lines) > 3 else "")
     return ShrinkError(
-        f"the model's own code does not run with the smaller sizes: {trial.problem}"
-        + (f"\n  where: {trial.where}" if trial.where else "")
-        + f"\n  groups that it cannot lose members of: {groups}",
+        f"{text}\n  groups that it cannot lose members of: {groups}",
         hint="take sizes from tensors instead of constants there (x.flatten(1), x.shape[1]); or leave these groups "
         f"whole: fixed='keep', or ignore={list(blamed)}; or shrink the captured graph instead of the module",
     )
