@@ -96,7 +96,12 @@ class _Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node."""
-        return None if n.op == "call_function" and n.target in self._SWITCHES else super().run_node(n)
+        if n.op == "call_function" and n.target in self._SWITCHES:
+            return None
+        number = n.meta.get("example_value")
+        if n.op == "call_method" and n.target == "item" and isinstance(number, torch.SymFloat):
+            return float(number)  # a module's float, such as an eps, which Dynamo then guards
+        return super().run_node(n)
 
 
 def _functional(gm: fx.GraphModule, args: Sequence[Any], written: list[int]) -> list[Any]:
