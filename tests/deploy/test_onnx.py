@@ -21,9 +21,6 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-# The exporter says so of its own registry where torchvision is absent, of tree specs that it copies, and of onnxscript.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-
 
 def session(path: Path) -> Any:
     onnx.checker.check_model(str(path), full_check=True)
