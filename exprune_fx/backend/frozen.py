@@ -49,11 +49,15 @@ class Frozen:
     def of(
         program: Program, inputs: Sequence[Any], compile_graph: Callable[[fx.GraphModule, list[Any]], Compiled]
     ) -> Frozen:
-        """Derives from the example's parameters, and compiles with what came of it as an example."""
+        """Derives from the example's parameters, and compiles with the sizes of what came of it.
+
+        The example holds them without values: AOTAutograd would take the sizes of other tensors for symbolic.
+        """
         kept: dict[tuple[int, ...], _Kept] = {}
         derivation, watched = program.derivation(), tuple(program.watched())
         derived = Frozen(_no_call, derivation, watched, kept).derived(inputs)
-        compiled = compile_graph(program.frozen(), [*inputs, *derived])
+        sizes = [program.fake_mode.from_tensor(tensor, static_shapes=True) for tensor in derived]
+        compiled = compile_graph(program.frozen(), [*inputs, *sizes])
         return Frozen(compiled, derivation, watched, kept)
 
     def __call__(self, *args: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ def compile_inner(gm: fx.GraphModule, inputs: Sequence[Any], inner: Inner, mode:
     Raises:
         ExpruneError: a mode for a backend other than Inductor.
     """
+    if inner == "inductor":
+        _import_inductor()
     backend: Callable[..., Callable[..., Any]] = lookup_backend(inner) if isinstance(inner, str) else inner
     if mode is None or mode == "default":
         return backend(gm, list(inputs))
@@ -32,3 +36,10 @@ def compile_inner(gm: fx.GraphModule, inputs: Sequence[Any], inner: Inner, mode:
         raise ExpruneError(f"mode {mode!r} is Inductor's, and the inner backend is {inner}", hint="leave mode out")
     patches = torch._inductor.list_mode_options(mode)
     return backend(gm, list(inputs), config_patches=patches)
+
+
+def _import_inductor() -> None:
+    """Without torch's warnings about torch, which would be errors for those who run with warnings as errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script_method`", category=DeprecationWarning)
+        importlib.import_module("torch._inductor.compile_fx")

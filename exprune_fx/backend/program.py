@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exprune_fx.backend.derivation import Tape
 from exprune_fx.backend.tracing import Traced
-from exprune_fx.graph.edits import tensor_at, tensor_names
+from exprune_fx.graph.edits import fake_mode_of, tensor_at, tensor_names
 from exprune_fx.graph.verify import same_size
 
 _aten = torch.ops.aten
@@ -34,6 +35,13 @@ class Program:
     traced: Traced
     staged: fx.GraphModule
     tape: Tape
+
+    @property
+    def fake_mode(self) -> FakeTensorMode:
+        """That of Dynamo's values."""
+        mode = fake_mode_of(self.traced.gm)
+        assert mode is not None
+        return mode
 
     def derived(self) -> list[str]:
         """Targets of the staged graph that are no input of Dynamo's as it is, nor a constant."""
