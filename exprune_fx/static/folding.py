@@ -41,6 +41,9 @@ _THROUGH = {
         "select",
         "slice",
         "clone",
+        "unsqueeze",
+        "squeeze",
+        "contiguous",
     ]
 }
 

@@ -33,10 +33,25 @@ class GroupReport:
 class Staged(Protocol):
     """What `exprune_fx.measure` gives, as far as it is needed here."""
 
-    examples: int
-    flops_dense: float
-    flops_staged: float
-    flops_overhead: float
+    @property
+    def examples(self) -> int:
+        """How many were measured."""
+        ...
+
+    @property
+    def flops_dense(self) -> float:
+        """Of the graph before staging, over all examples."""
+        ...
+
+    @property
+    def flops_staged(self) -> float:
+        """Of the staged graph without the tests."""
+        ...
+
+    @property
+    def flops_overhead(self) -> float:
+        """Of the tests."""
+        ...
 
 
 @dataclass(frozen=True)

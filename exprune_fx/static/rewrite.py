@@ -151,10 +151,7 @@ class _Rewriter:
         given = arguments[key]
         if len(given) != len(new):
             return
-        arguments[key] = [
-            old if not isinstance(old, int) or old == -1 or not isinstance(size, int) else size
-            for old, size in zip(given, new, strict=True)
-        ]
+        arguments[key] = [_size(old, size) for old, size in zip(given, new, strict=True)]
 
     def groups(self, node: Node, arguments: dict[str, Any]) -> None:
         """Groups of a convolution."""
@@ -224,6 +221,13 @@ class _Rewriter:
         if node.name in self._scaled and arguments["scale"] is None:
             query = self._axes(node.args[0])  # type: ignore[arg-type]
             arguments["scale"] = 1 / math.sqrt(int(self._unifier.size(query[-1])))
+
+
+def _size(old: Any, new: Any) -> Any:
+    """A size that is given: a number as a number; a formula that is another one now is left to be inferred."""
+    if isinstance(old, int):
+        return new if old != -1 and isinstance(new, int) else old
+    return old if same_size(as_size(old.meta["val"]), new) else -1
 
 
 def _flat(axes: Any) -> Sequence[Any]:

@@ -20,7 +20,7 @@ from exprune_fx.static.select import Limits, Ranked, Ranking, by_fraction, choos
 from exprune_fx.static.smaller import Smaller, smaller
 from exprune_fx.static.subject import GraphSubject, ModuleSubject, Subject
 from exprune_fx.static.trial import given_sizes, refuse
-from exprune_fx.static.units import Bundle, Removal, bundles, outer_size, sizes_of
+from exprune_fx.static.units import Bundle, Removal, bundles, outer_size, sizes_of, together
 from exprune_fx.symmetry import SymmetryGroup, SymmetryReport, symmetries
 
 Schedule = Callable[[float], float]
@@ -176,6 +176,13 @@ class _State:
     def candidates(self) -> tuple[Bundle, ...]:
         return tuple(bundle for bundle in self.bundles if not bundle.reason)
 
+    def with_joint(self, joint: Bundle) -> _State:
+        """The same with one bundle in the place of those of its groups."""
+        names = {group.name for group in joint.groups}
+        rest = [bundle for bundle in self.bundles if bundle.groups[0].name not in names]
+        # Named by its groups, it is none of the bundles that it is made of.
+        return replace(self, bundles=(joint, *rest))
+
     def without(self, names: Mapping[str, str]) -> _State:
         """The same with some bundles left whole, for a reason each."""
         return replace(
@@ -255,15 +262,37 @@ class _Loop:
             return state, removals, small
         blamed = self._blamed(state, removals)
         if self._request.fixed == "raise" or not blamed:
-            raise refuse(trial, list(blamed), given_sizes(state.graph, small.graph))
-        return self._round(state.without(blamed), dense, goal, left)
+            names = [bundle.groups[0].name for bundle in state.bundles if bundle.name in blamed]
+            raise refuse(trial, names, given_sizes(state.graph, small.graph))
+        return self._round(self._joined(state, blamed), dense, goal, left)
+
+    def _joined(self, state: _State, blamed: Mapping[str, str]) -> _State:
+        """Leaves the blamed bundles whole, but for those that the code lets lose the same fraction together.
+
+        `reshape(batch, tokens, dim)` behind attention ties heads times head dim to the residual stream: with as many
+        heads, both may shrink by the same fraction.
+        """
+        bundles = [bundle for bundle in state.bundles if bundle.name in blamed]
+        outer = {atom for bundle in bundles for group in bundle.groups for atom in group.indices}
+        inner = [bundle for bundle in bundles if not outer & {atom for g in bundle.groups for atom in g.atoms}]
+        joint = together(inner)
+        if len(inner) > 1 and joint.size > 1:
+            removals = ranked(joint, state.scores, self._request.normalise).removals(1)
+            if not self._subject.trial(state.graph, self._smaller(state, removals)).problem:
+                return state.with_joint(joint).without(blamed)
+        return state.without(blamed)
 
     def _blamed(self, state: _State, removals: Sequence[Removal]) -> dict[str, str]:
-        """Bundles that the model's own code cannot lose members of even alone."""
+        """Bundles that the model's own code cannot lose members of even alone, and why.
+
+        Where they are to be kept whole, those of which nothing goes yet are tried too: they may be next.
+        """
         found: dict[str, str] = {}
         for bundle in state.candidates:
             names = {group.name for group in bundle.groups}
-            alone = [removal for removal in removals if removal.group.name in names]
+            alone = tuple(removal for removal in removals if removal.group.name in names)
+            if not alone and self._request.fixed == "keep":
+                alone = ranked(bundle, state.scores, self._request.normalise).removals(1)
             if alone:
                 trial = self._subject.trial(state.graph, self._smaller(state, alone))
                 if trial.problem:

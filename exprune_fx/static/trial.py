@@ -40,7 +40,8 @@ _NORMS = {aten.layer_norm, aten.rms_norm}
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
 _CALL = re.compile(r"\b(view|reshape|unflatten|expand|split|zeros|ones|full|new_zeros|new_ones|repeat)\(")
 _CONSTANT = re.compile(r"(?<![\w.-])([2-9]|[1-9]\d+)\b|self\.|\b[A-Z_]{2,}\b")
-_TOLERANCE = 1e4  # times the rounding of the dtype: sums of some thousand terms in another order
+# Relative to the largest output: far above sums in another order, far below what one misplaced channel does.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def try_out(
 
 def _close(one: Tensor, other: Tensor) -> bool:
     scale = float(other.abs().nan_to_num(0.0, 0.0, 0.0).max()) if other.numel() else 0.0
-    tolerance = _TOLERANCE * torch.finfo(other.dtype).eps * max(scale, 1e-6)
+    tolerance = _TOLERANCES.get(other.dtype, 1e-1) * max(scale, 1e-6)
     return bool(torch.isclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True).all())
 
 
@@ -155,24 +156,28 @@ def _follows(owner: nn.Module, node: fx.Node, after: fx.Node) -> dict[str, int |
         return {} if list(shape) == list(owner.normalized_shape) else {"normalized_shape": tuple(shape)}  # type: ignore[arg-type]
     if type(owner).__module__.startswith("torch.nn") and not isinstance(owner, nn.MultiheadAttention):
         return {}
-    changed = _changed(node, after)
+    sizes = _changed(node, after)
     found: dict[str, int | tuple[int, ...]] = {}
     for name, value in vars(owner).items():
         if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
-            fits = [new for old, new in changed if old == value]
-            if fits:
-                found[name] = _pick(name, fits)
+            new = _new_value(name, [(size, last) for old, size, last in sizes if old == value])
+            if new is not None and new != value:
+                found[name] = new
     return found
 
 
-def _changed(node: fx.Node, after: fx.Node) -> list[tuple[int, int]]:
-    """Old and new sizes along dims that changed, outer first."""
-    pairs: list[tuple[int, int]] = []
+def _changed(node: fx.Node, after: fx.Node) -> list[tuple[int, int, bool]]:
+    """Old and new size of every dim, and whether it is the last one, of results of which any dim changed."""
+    found: list[tuple[int, int, bool]] = []
     for one, other in zip(_shapes(node), _shapes(after), strict=True):
-        pairs += [
-            (a, b) for a, b in zip(one, other, strict=True) if isinstance(a, int) and isinstance(b, int) and a != b
-        ]
-    return pairs
+        pairs = list(zip(one, other, strict=True))
+        if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs):
+            found += [
+                (a, b, i == len(pairs) - 1)
+                for i, (a, b) in enumerate(pairs)
+                if isinstance(a, int) and isinstance(b, int)
+            ]
+    return found
 
 
 def _shapes(node: fx.Node) -> list[tuple[Any, ...]]:
@@ -180,10 +185,14 @@ def _shapes(node: fx.Node) -> list[tuple[Any, ...]]:
     return [tuple(each.shape) for each in (value if isinstance(value, (list, tuple)) else [value])]
 
 
-def _pick(name: str, fits: Sequence[int]) -> int:
-    """Of several new values: the inner one for what is called a dim or size, the outer one for a number of things."""
-    inner = any(word in name for word in ("dim", "size", "width"))
-    return fits[-1] if inner else fits[0]
+def _new_value(name: str, fits: Sequence[tuple[int, bool]]) -> int | None:
+    """Of several dims of the old size, the last for what is called a dim or size, the first for a number of things."""
+    extent = any(word in name for word in ("dim", "size", "width", "channels", "features"))
+    if not extent and "head" in name:  # heads stand before what each has
+        fits = [(size, last) for size, last in fits if not last]
+    if not fits:
+        return None
+    return fits[-1][0] if extent else fits[0][0]
 
 
 def given_sizes(gm: fx.GraphModule, small: fx.GraphModule) -> tuple[str, ...]:

@@ -50,8 +50,9 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """The name of the first group."""
-        return self.groups[0].name
+        """The names of its groups, the first ones of many."""
+        names = [group.name for group in self.groups]
+        return " + ".join(names[:2]) + (f" + {len(names) - 2} more" if len(names) > 2 else "")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -143,6 +144,12 @@ def removed_along(report: SymmetryReport, axes: Axes, dim: int, removals: Iterab
 
 
 # ------------------------------------------------------------------------------------------------------ bundles
+
+
+def together(parts: Sequence[Bundle]) -> Bundle:
+    """One bundle of the groups of several, all of which lose the same fraction."""
+    groups = tuple(group for bundle in parts for group in bundle.groups)
+    return Bundle(groups, math.gcd(*(outer_size(group) for group in groups)))
 
 
 def bundles(gm: fx.GraphModule, report: SymmetryReport) -> tuple[Bundle, ...]:
