@@ -10,8 +10,8 @@ from exprune_fx.static.criteria import Scene as Scene
 from exprune_fx.static.criteria import Taylor as Taylor
 from exprune_fx.static.criteria.expressiveness import Counts as Counts
 from exprune_fx.static.criteria.expressiveness import Noise as Noise
+from exprune_fx.static.loop import Shrunk as Shrunk
 from exprune_fx.static.plan import ChannelPlan as ChannelPlan
 from exprune_fx.static.report import GroupReport as GroupReport
 from exprune_fx.static.report import ShrinkReport as ShrinkReport
-from exprune_fx.static.shrink import Shrunk as Shrunk
 from exprune_fx.static.shrink import shrink as shrink

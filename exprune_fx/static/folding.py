@@ -28,24 +28,10 @@ convolution, too, as its mean over the output's positions. drop: it counts as ze
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _PADDED = {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 _READERS = {aten.linear.default} | _CONVOLUTIONS | _PADDED
-_THROUGH = {
-    getattr(aten, name)
-    for name in [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "transpose",
-        "permute",
-        "unbind",
-        "split",
-        "select",
-        "slice",
-        "clone",
-        "unsqueeze",
-        "squeeze",
-        "contiguous",
-    ]
-}
+_THROUGH_NAMES = """
+view reshape _unsafe_view transpose permute unbind split select slice clone unsqueeze squeeze contiguous
+"""
+_THROUGH = {getattr(aten, name) for name in _THROUGH_NAMES.split()}
 
 
 @dataclass(frozen=True)
@@ -124,18 +110,19 @@ class _Folder:
     def _shift(self, state: Propagation, node: fx.Node) -> Tensor | None:
         """What the removed inputs add to each output; None where that is not one number for each."""
         linear = node.target is aten.linear.default
-        weight = state.parameter(node.args[1])
-        value, source = state.given(node.args[0]), node.args[0]
-        assert weight is not None
+        (source, kernel), value = node.args[:2], state.given(node.args[0])
         assert isinstance(source, fx.Node)
-        dim = -1 if linear else source.meta["val"].dim() - weight.dim() + 1
+        assert isinstance(kernel, fx.Node)
+        dim = -1 if linear else source.meta["val"].dim() - kernel.meta["val"].dim() + 1
         gone = state.removed(source, dim)
         if gone is None or not gone.any() or value is None:
             return None
+        weight = state.parameter(kernel)
+        assert weight is not None
         dim %= gone.dim()
         if any(size != 1 for i, size in enumerate(gone.shape) if i != dim):
             return None
-        read = torch.where(gone.to(value.device), value, 0.0).nan_to_num(0.0)
+        read = torch.where(gone, value, 0.0).nan_to_num(0.0)
         if any(size != 1 for i, size in enumerate(read.shape) if i != dim):
             return None
         if linear:
@@ -143,7 +130,7 @@ class _Folder:
         taps = self._taps(node, weight)
         if taps is None:
             return None
-        summed = (weight * taps.to(weight.device)).flatten(2).sum(2)
+        summed = (weight * taps).flatten(2).sum(2)
         groups = node.args[6] if len(node.args) > 6 else 1
         assert isinstance(groups, int)
         return torch.einsum("goc,gc->go", summed.unflatten(0, (groups, -1)), read.reshape(groups, -1)).reshape(-1)

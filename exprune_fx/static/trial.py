@@ -19,23 +19,10 @@ from exprune_fx.static.module import Bindings, shared_copy
 from exprune_fx.static.plan import AttributeChange
 
 aten = torch.ops.aten
-_SIZED = {
-    getattr(aten, name)
-    for name in [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "expand",
-        "split",
-        "split_with_sizes",
-        "zeros",
-        "ones",
-        "full",
-        "new_zeros",
-        "new_ones",
-        "slice",
-    ]
-}
+_SIZED_NAMES = """
+view reshape _unsafe_view expand split split_with_sizes zeros ones full new_zeros new_ones slice
+"""
+_SIZED = {getattr(aten, name) for name in _SIZED_NAMES.split()}
 _NORMS = {aten.layer_norm, aten.rms_norm}
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
 _CALL = re.compile(r"\b(view|reshape|unflatten|expand|split|zeros|ones|full|new_zeros|new_ones|repeat)\(")

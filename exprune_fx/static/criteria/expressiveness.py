@@ -16,24 +16,10 @@ from exprune_fx.static.criteria.base import Scene, Scores, summed
 from exprune_fx.symmetry import SymmetryGroup
 
 aten = torch.ops.aten
-_ACTIVATIONS = {
-    getattr(aten, name)
-    for name in [
-        "relu",
-        "relu6",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "silu",
-        "gelu",
-        "mish",
-        "hardswish",
-        "tanh",
-        "square",
-    ]
-}
+_ACTIVATION_NAMES = """
+relu relu6 hardtanh leaky_relu elu celu selu silu gelu mish hardswish tanh square
+"""
+_ACTIVATIONS = {getattr(aten, name) for name in _ACTIVATION_NAMES.split()}
 _GATES: dict[Any, float] = {aten.sigmoid: 0.5, aten.hardsigmoid: 0.5}  # softplus(0) is no half: it is no gate
 
 
