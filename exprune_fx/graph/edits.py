@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import Argument, Node, Target, map_arg
 
@@ -91,6 +92,8 @@ def run_fake(gm: fx.GraphModule, target: Callable[..., Any], args: Any, kwargs: 
     with contextlib.ExitStack() as stack:
         if mode.shape_env is not None:  # which all copies of a capture share: a guard of one would bind them all
             stack.enter_context(mode.shape_env.suppress_guards())
+        # As torch.export does: without it, torch before 2.13 takes a symbolic batch for the example's in some products.
+        stack.enter_context(enable_python_dispatcher())
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
         return target(*values[0], **values[1])

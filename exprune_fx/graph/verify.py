@@ -11,6 +11,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.node import Node, map_arg
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
@@ -179,6 +180,7 @@ def _quiet_fake_mode(gm: fx.GraphModule) -> Iterator[None]:
             if mode.shape_env is not None:
                 stack.enter_context(mode.shape_env.suppress_guards())
                 stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
+            stack.enter_context(enable_python_dispatcher())  # as in edits.run_fake
             stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
         yield
