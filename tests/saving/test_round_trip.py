@@ -64,6 +64,20 @@ def test_the_lowered_form_and_the_readable_form_of_it(
     assert_comes_back(kind, readable, x, tmp_path / "readable.pt")
 
 
+@pytest.mark.usefixtures("_operators")
+def test_where_there_are_no_kernels_the_readable_form_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, graph, x = staged(ResidualNet, (3, 8, 8), lower=True)
+    ex.save(graph, tmp_path / "lowered.pt")
+    monkeypatch.setattr(native, "available", lambda: False)
+    loaded = ex.load(fresh(ResidualNet), tmp_path / "lowered.pt")
+    assert "exprune.staged_" not in python_text(loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), graph(x), rtol=1e-4, atol=1e-4)  # sums in another order
+    ex.save(loaded, tmp_path / "again.pt")
+
+
 @pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.usefixtures("_operators")
 def test_the_file_holds_the_models_own_tensors(lower: bool, tmp_path: Path) -> None:
