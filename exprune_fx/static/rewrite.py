@@ -68,6 +68,8 @@ def rewrite(
         set_args(node, (*node.args[:2], bias, *node.args[3:]), made_by=MADE_BY)
     rewriter = _Rewriter(report, sizes, scaled)
     for node in list(small.graph.nodes):
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default  # which kernels take the new sizes, and their strides, is torch's choice
         if node.op == "call_function":
             rewriter.bring_along(small, node)
     return recompile(small)
@@ -90,7 +92,7 @@ class _Rewriter:
         if not self._touched(node) and not any(self._touched(each) for each in node.all_input_nodes):
             return
         try:
-            value = self._run(gm, node)
+            value = run_fake(gm, node.target, node.args, node.kwargs)  # type: ignore[arg-type] # callable: checked above
         except Exception as error:  # whatever an operator's fake implementation raises
             raise ShrinkError(
                 f"{describe_node(node)} cannot be brought to the smaller sizes: {error}",
@@ -102,16 +104,6 @@ class _Rewriter:
                 hint="leave the groups that reach it out by ignore=",
             )
         node.meta["val"] = value
-
-    def _run(self, gm: fx.GraphModule, node: Node) -> Any:
-        assert callable(node.target)
-        try:
-            return run_fake(gm, node.target, node.args, node.kwargs)
-        except (ValueError, RuntimeError):
-            if node.target is not aten.view.default:
-                raise
-        node.target = aten.reshape.default  # with other sizes, strides may no longer allow a view
-        return run_fake(gm, node.target, node.args, node.kwargs)
 
     def _axes(self, node: Node) -> Any:
         return self._report.analysis.axes.get(node.name)

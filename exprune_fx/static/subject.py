@@ -127,8 +127,14 @@ class ModuleSubject:
     def trial(self, dense: fx.GraphModule, small: Smaller) -> Trial:
         """Runs a copy with the new tensors and attributes."""
         self._check(small)
-        with torch.no_grad():
-            wanted = pytree.tree_leaves(small.graph(*self._call[0], **self._call[1]))
+        try:
+            with torch.no_grad():
+                wanted = pytree.tree_leaves(small.graph(*self._call[0], **self._call[1]))
+        except Exception as error:  # whatever an operator raises
+            raise ShrinkError(
+                f"the smaller graph does not run: {type(error).__name__}: {error}",
+                hint="leave the groups that reach this operator out by ignore=, and report this as a bug",
+            ) from error
         return try_out(
             self._module,
             small.tensors,
