@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -85,6 +85,14 @@ class _HistogramObserver:
                 left = left.without(by_neuron(site, gone))
 
 
+def ranges_of(data: Data, gm: fx.GraphModule, candidates: Collection[Candidate]) -> dict[tuple[Key, int], EnergyRange]:
+    """One streaming pass: statistics of what every candidate's guard sees after each stage."""
+    ranging = _RangeObserver(candidates)
+    if candidates:
+        data.walk(gm, sites_of(candidates), ranging, "ranges")
+    return ranging.ranges
+
+
 def fit_thresholds(data: Data, gm: fx.GraphModule, candidates: Iterable[Candidate]) -> Thresholds:
     """Thresholds [stages, out], float32, for every candidate whose guard is `Calibrated`.
 
@@ -95,13 +103,12 @@ def fit_thresholds(data: Data, gm: fx.GraphModule, candidates: Iterable[Candidat
     if not fitted:
         return {}
     budget = {c.key: c.guard.budget for c in fitted if isinstance(c.guard, Calibrated)}
-    ranging = _RangeObserver(fitted)
-    data.walk(gm, sites_of(fitted), ranging, "ranges")
+    ranges = ranges_of(data, gm, fitted)
     thresholds: Thresholds = {}
     lost: dict[Key, Tensor] = {}
     for stage in range(max(len(candidate.stages) for candidate in fitted)):
         due = [candidate for candidate in fitted if len(candidate.stages) > stage]
-        filling = _HistogramObserver(due, stage, thresholds, budget, ranging.ranges)
+        filling = _HistogramObserver(due, stage, thresholds, budget, ranges)
         data.walk(gm, sites_of(due), filling, f"thresholds of stage {stage + 1}")
         for candidate in due:
             key, histogram = candidate.key, filling.histograms[candidate.key]

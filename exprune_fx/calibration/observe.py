@@ -82,12 +82,14 @@ class Data:
         show_progress: draw a bar on stderr.
         examples: how many examples one pass sees; 0 before the first.
         sizes: the symbolic sizes of the first batch.
+        examples_a_batch: in the first batch; 0 before the first pass.
     """
 
     batches: Batches
     show_progress: bool = False
     examples: int = 0
     sizes: dict[sympy.Expr, int] = field(default_factory=dict)
+    examples_a_batch: int = 0
     _checked: set[str] = field(default_factory=set)
 
     def walk(self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer, label: str) -> None:
@@ -127,6 +129,7 @@ class Data:
             values = placeholder_values(gm, batch)
             if not self.sizes:
                 self.sizes = symbol_values(gm, values)
+            self.examples_a_batch = self.examples_a_batch or examples_in(batch)
             interpreter.run(*values, enable_io_processing=False)
         except CalibrationError:
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import fx
 
@@ -14,17 +13,12 @@ from exprune_fx.calibration.data import Batches, check_batches
 from exprune_fx.calibration.decide import decide_by_flops, dense_entry, staged_entry
 from exprune_fx.calibration.fit import Thresholds, fit_thresholds
 from exprune_fx.calibration.observe import Data
-from exprune_fx.calibration.order import find_orders
+from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.propose import make_candidates
 from exprune_fx.calibration.request import HeadChoice, Request, check_objective, check_request, check_stages
 from exprune_fx.calibration.whole import Settled, settle
-from exprune_fx.errors import PlanError
 from exprune_fx.guards import Calibrated, Guard
-from exprune_fx.passes.reorder_terms import ReorderTermsPass
-from exprune_fx.pipeline import normalise, record_of
 from exprune_fx.plan import Plan
-from exprune_fx.sites import Site, find_sites
-from exprune_fx.symmetry import SymmetryReport, symmetries
 
 DEFAULT_GUARD = Calibrated(0.02)
 
@@ -80,15 +74,12 @@ def calibrate(
     aim = check_objective(objective)
     request = Request(guard, tuple(stages), head, aim)
     check_request(request)
-    _check_unstaged(gm)
     check_batches(batches)
-    dense = normalise(gm)
-    groups = symmetries(dense)
-    graph = _Graph(dense, groups, find_sites(dense, groups))
+    graph = Prepared.of(gm)
     data = Data(batches, progress)
     if not graph.chosen(request):
         return Plan(tuple(dense_entry(site, request.refusal(site)) for site in graph.sites), objective=aim)
-    graph, orders = _ordered(graph, data, request) if reorder else (graph, {})
+    graph, orders = graph.ordered(data, request) if reorder else (graph, {})
     candidates = make_candidates(data, graph.gm, graph.chosen(request), request)
     thresholds = fit_thresholds(data, graph.gm, candidates)
     outcomes: defaultdict[str, list[Outcome]] = defaultdict(list)
@@ -106,31 +97,8 @@ def calibrate(
     return Plan(entries, orders if staged else {}, aim, data.examples, machine, whole)
 
 
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    """The dense graph and what is known of it."""
-
-    gm: fx.GraphModule
-    groups: SymmetryReport
-    sites: tuple[Site, ...]
-
-    def chosen(self, request: Request) -> list[Site]:
-        """The sites that may be staged."""
-        return [site for site in self.sites if not request.refusal(site)]
-
-
-def _ordered(graph: _Graph, data: Data, request: Request) -> tuple[_Graph, dict[str, tuple[int, ...]]]:
-    """The graph with its terms in a better order, and that order; as it is where the guard or the head wants none."""
-    if not request.wants_prefix or request.guard.needs_exchangeability:
-        return graph, {}
-    orders = find_orders(data, graph.gm, graph.groups, graph.chosen(request))
-    gm = ReorderTermsPass(orders)(graph.gm).graph_module
-    groups = symmetries(gm)
-    return _Graph(gm, groups, find_sites(gm, groups)), orders
-
-
 def _by_time(
-    graph: _Graph,
+    graph: Prepared,
     request: Request,
     outcomes: Mapping[str, Sequence[Outcome]],
     thresholds: Thresholds,
@@ -142,8 +110,3 @@ def _by_time(
     refusals = {site.name: request.refusal(site) for site in graph.sites}
     plans = latency.decide_sites(graph.gm, graph.groups, graph.sites, entries, refusals, batches)
     return settle(graph.gm, graph.groups, graph.sites, plans, batches)
-
-
-def _check_unstaged(gm: fx.GraphModule) -> None:
-    if record_of(gm) is not None:
-        raise PlanError("this graph is staged already", hint="calibrate the graph that was given to transform")

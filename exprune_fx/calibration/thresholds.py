@@ -125,8 +125,7 @@ class EnergyHistogram:
     def update(self, known: Tensor, living: Living) -> None:
         """Adds samples: ``S + c``, [out, samples], and those of them that have energy and did not stop before."""
         neuron = living.neuron
-        position = (living.select(known) - self.interval.low[neuron]) / self.interval.width[neuron]
-        index = position.floor().clamp(-1, BINS).long() + 1
+        index = self._bins_at(living.select(known), self.interval.low[neuron], self.interval.width[neuron])
         flat = torch.bincount(neuron * (BINS + 2) + index, living.energy, minlength=self._bins.numel())
         self._bins += flat.reshape(self._bins.shape)
 
@@ -142,13 +141,32 @@ class EnergyHistogram:
         Returns:
             thresholds [out], float32, rounded down; energy lost [out], float64.
         """
-        below = self._bins.cumsum(1)[:, : BINS + 1]
-        index = (below <= allowed.unsqueeze(1)).sum(1) - 1
+        below, index = self._lost_below(allowed)
         lost = below.gather(1, index.clamp_min(0).unsqueeze(1)).squeeze(1)
         edges = _just(self.interval.edges(index), -math.inf)
         edges = edges.masked_fill(index < 0, -math.inf)
         dead = self.interval.energy == 0
         return torch.where(dead, _just(self.interval.highest, math.inf), edges), lost.masked_fill(index < 0, 0.0)
+
+    def stopped_bins(self, allowed: Tensor) -> Tensor:
+        """Whose samples the thresholds of ``allowed`` stop: bool, [out, BINS + 2], as `bins_of` numbers them."""
+        _, index = self._lost_below(allowed)
+        last = index.masked_fill(self.interval.energy == 0, BINS + 1)
+        return torch.arange(BINS + 2) <= last.unsqueeze(1)
+
+    def bins_of(self, known: Tensor, neurons: slice) -> Tensor:
+        """The bins, 0 to BINS + 1, of samples [neurons, samples] of some neurons."""
+        low, width = (numbers[neurons].unsqueeze(1) for numbers in (self.interval.low, self.interval.width))
+        return self._bins_at(known.double(), low, width)
+
+    @staticmethod
+    def _bins_at(values: Tensor, low: Tensor, width: Tensor) -> Tensor:
+        return ((values - low) / width).floor().clamp(-1, BINS).long() + 1
+
+    def _lost_below(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy below each edge, and the index of the largest edge below which no more than ``allowed`` lies."""
+        below = self._bins.cumsum(1)[:, : BINS + 1]
+        return below, (below <= allowed.unsqueeze(1)).sum(1) - 1
 
 
 def _just(values: Tensor, towards: float) -> Tensor:

@@ -1,0 +1,156 @@
+"""Finds, for each site, the ways to stage it that nothing beats: fewer FLOPs for no more energy lost.
+
+One pass over the data finds what each head would lose and save at every budget at once: the histogram from which a
+threshold is read for one budget holds the thresholds for all of them, and who goes on beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.calibration.candidates import Candidate, head_sums
+from exprune_fx.calibration.counting import Outcome, relative_cost
+from exprune_fx.calibration.decide import dense_entry, staged_entry
+from exprune_fx.calibration.energy import activate, by_neuron, energy
+from exprune_fx.calibration.fit import Key, by_site, ranges_of, sites_of
+from exprune_fx.calibration.observe import Data, SiteValues
+from exprune_fx.calibration.prepare import Prepared
+from exprune_fx.calibration.propose import make_candidates
+from exprune_fx.calibration.request import Request
+from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, Interval, Living
+from exprune_fx.cost import evaluate, site_cost
+from exprune_fx.guards import Calibrated
+from exprune_fx.plan import SitePlan
+from exprune_fx.sites import Site
+
+_AT_ONCE = 2**22  # samples that are binned at once: their indices take 8 bytes each
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to stage one site.
+
+    Attributes:
+        entry: for a plan; "dense" where the site is left alone.
+        energy_lost: share of the site's energy that it stops.
+        flops_removed: of one calibration example, tests counted.
+    """
+
+    entry: SitePlan
+    energy_lost: float
+    flops_removed: float
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What could be done with each site.
+
+    Attributes:
+        options: by site, in graph order; the first leaves it dense, each next one saves more and loses more.
+        examples: that calibration saw.
+    """
+
+    options: Mapping[str, tuple[Option, ...]]
+    examples: int
+
+
+def find_frontier(graph: Prepared, data: Data, request: Request, budgets: Sequence[float]) -> Frontier:
+    """Every site's best options at these budgets.
+
+    Args:
+        graph: the dense graph, its terms in their order.
+        data: calibration data.
+        request: heads and stages; each fraction is a head of one stage. Its guard's budget is not looked at.
+        budgets: shares of a neuron's energy that a threshold may lose, increasing, strictly between 0 and 1.
+    """
+    sites = graph.chosen(request)
+    candidates = [single for c in make_candidates(data, graph.gm, sites, request) for single in _single_stages(c)]
+    ranges = ranges_of(data, graph.gm, candidates)
+    observer = _Observer(candidates, {key: r.interval(budgets[0], budgets[-1]) for (key, _), r in ranges.items()})
+    if candidates:
+        data.walk(graph.gm, sites_of(candidates), observer, "frontier")
+    options = {}
+    for site in graph.sites:
+        dense = Option(dense_entry(site, request.refusal(site) or "nothing pays"), 0.0, 0.0)
+        found = [
+            _option(graph.gm, data, candidate, observer.tallies[candidate.key], budget)
+            for candidate in observer.by_site.get(site.name, ())
+            for budget in budgets
+        ]
+        options[site.name] = _undominated(dense, found)
+    return Frontier(options, data.examples)
+
+
+def _single_stages(candidate: Candidate) -> list[Candidate]:
+    return [replace(candidate, stages=(stage,)) for stage in candidate.stages]
+
+
+class _Tally:
+    """What one head does at every threshold: histograms of energy, samples and nonzero activations over ``S + c``."""
+
+    def __init__(self, interval: Interval) -> None:
+        self.energy = EnergyHistogram(interval)
+        self._samples, self._nonzero = (torch.zeros(len(interval.low), BINS + 2, dtype=torch.int64) for _ in range(2))
+        self.total_energy = 0.0
+
+    def update(self, known: Tensor, living: Living, nonzero: Tensor) -> None:
+        """Adds samples: ``S + c``, those that have energy, and whose activation is not zero; [out, samples]."""
+        self.energy.update(known, living)
+        rows = max(_AT_ONCE // max(known.shape[1], 1), 1)
+        for first in range(0, len(known), rows):
+            part = slice(first, first + rows)
+            index = self.energy.bins_of(known[part], part)
+            flat = (torch.arange(len(index)).unsqueeze(1) * (BINS + 2) + index).reshape(-1)
+            size = len(index) * (BINS + 2)
+            self._samples[part] += flat.bincount(minlength=size).reshape(-1, BINS + 2)
+            chosen = flat[nonzero[part].reshape(-1)]
+            self._nonzero[part] += chosen.bincount(minlength=size).reshape(-1, BINS + 2)
+
+    def at(self, budget: float) -> tuple[Tensor, float, float, float]:
+        """Thresholds [out], and the shares of neurons alive, of nonzero activations and of energy lost."""
+        interval = self.energy.interval
+        thresholds, lost = self.energy.thresholds(budget * interval.energy)
+        stopped = self.energy.stopped_bins(budget * interval.energy)
+        alive, nonzero = (
+            float(counts.masked_fill(stopped, 0).sum()) / max(float(self._samples.sum()), 1.0)
+            for counts in (self._samples, self._nonzero)
+        )
+        whole = float(interval.energy.sum())
+        return thresholds, alive, nonzero, float(lost.sum()) / whole if whole else 0.0
+
+
+class _Observer:
+    def __init__(self, candidates: Iterable[Candidate], intervals: Mapping[Key, Interval]) -> None:
+        self.by_site = by_site(candidates)
+        self.tallies = {c.key: _Tally(intervals[c.key]) for group in self.by_site.values() for c in group}
+
+    def __call__(self, site: Site, values: SiteValues) -> None:
+        living = Living.of(by_neuron(site, energy(site, values.z, values.pool)))
+        nonzero = by_neuron(site, activate(site, values.z) != 0)
+        for candidate in self.by_site[site.name]:
+            (head,) = head_sums(candidate, values)
+            self.tallies[candidate.key].update(by_neuron(site, head.known), living, nonzero)
+
+
+def _option(gm: fx.GraphModule, data: Data, candidate: Candidate, tally: _Tally, budget: float) -> Option:
+    candidate = replace(candidate, guard=Calibrated(budget))
+    thresholds, alive, nonzero, lost = tally.at(budget)
+    cost = relative_cost(gm, candidate, (alive,), nonzero, data.sizes)
+    outcome = Outcome(candidate, (alive,), cost, lost)
+    words = f"{candidate.label}: {100 * (1 - cost):.0f} % of the FLOPs removed, {100 * lost:.2g} % of the energy lost"
+    entry = staged_entry(outcome, {candidate.key: thresholds.unsqueeze(0)}, words)
+    whole = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard).dense
+    return Option(entry, lost, (1 - cost) * evaluate(whole, data.sizes) / data.examples_a_batch)
+
+
+def _undominated(dense: Option, found: Iterable[Option]) -> tuple[Option, ...]:
+    """Those that save more than every option that loses less."""
+    kept = [dense]
+    for option in sorted(found, key=lambda each: (each.energy_lost, -each.flops_removed)):
+        if option.flops_removed > kept[-1].flops_removed:
+            kept.append(option)
+    return tuple(kept)

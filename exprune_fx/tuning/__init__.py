@@ -1,0 +1,6 @@
+"""Finds the cheapest plan within a drop of the caller's own metric."""
+
+from exprune_fx.tuning.optimize import Optimized as Optimized
+from exprune_fx.tuning.optimize import optimize as optimize
+from exprune_fx.tuning.report import OptimizeReport as OptimizeReport
+from exprune_fx.tuning.report import Trial as Trial

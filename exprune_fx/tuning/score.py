@@ -1,0 +1,65 @@
+"""What `evaluate` says of a model, and how sure a difference of two such sayings is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exprune_fx.errors import DataError
+
+RESAMPLES = 2000
+Evaluate = Callable[[Any], "float | Sequence[float] | Tensor"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation.
+
+    Attributes:
+        value: the metric, higher is better.
+        each: one number for each example, whose mean the metric is; empty where `evaluate` gives the metric alone.
+    """
+
+    value: float
+    each: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, said: object) -> Score:
+        """Reads what `evaluate` returned.
+
+        Raises:
+            DataError: neither a finite number nor some of them.
+        """
+        try:
+            numbers = torch.as_tensor(said, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"evaluate returned {type(said).__name__}: {error}", hint=_HINT) from error
+        if numbers.dim() > 1 or numbers.numel() == 0 or not bool(torch.isfinite(numbers).all()):
+            raise DataError(f"evaluate returned numbers of shape {list(numbers.shape)}, or not finite", hint=_HINT)
+        return cls(float(numbers.mean()), tuple(numbers.tolist()) if numbers.dim() == 1 else ())
+
+
+_HINT = "return the metric as a float, or one number for each example as a list or a 1-d tensor; higher is better"
+
+
+def drop_interval(dense: Score, staged: Score, seed: int = 0, level: float = 0.95) -> tuple[float, float] | None:
+    """The paired bootstrap's interval of ``dense - staged``; None without a number for each example.
+
+    Examples are drawn with replacement, each with both of its numbers, `RESAMPLES` times; the interval lies between the
+    quantiles of the mean difference (Efron and Tibshirani 1993, section 13.3).
+    """
+    if not dense.each or len(dense.each) != len(staged.each):
+        return None
+    difference = torch.tensor(dense.each, dtype=torch.float64) - torch.tensor(staged.each, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    count = len(difference)
+    means = torch.stack(
+        [difference[torch.randint(count, (count,), generator=generator)].mean() for _ in range(RESAMPLES)]
+    )
+    tail = (1 - level) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

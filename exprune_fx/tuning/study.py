@@ -1,0 +1,127 @@
+"""The evaluations of a search, kept in a file: interrupted work goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from exprune_fx.errors import DataError
+from exprune_fx.graph.edits import tensor_at, tensor_names
+from exprune_fx.plan import Plan
+from exprune_fx.tuning.score import Score
+
+FORMAT = "exprune-study"
+VERSION = 1
+_AGAIN = "give another path, or remove the file to start again"
+
+
+def model_digest(gm: fx.GraphModule) -> str:
+    """SHA-256 over the graph's text and the bytes of its tensors."""
+    digest = hashlib.sha256(str(gm.graph).encode())
+    for name in sorted(tensor_names(gm)):
+        value = tensor_at(gm, name).detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plan_digest(plan: Plan) -> str:
+    """SHA-256 over all that a plan decides."""
+    return hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(eq=False)
+class Study:
+    """Evaluations by plan; in memory, and in a file where one is given.
+
+    The file has one JSON object a line: first what it is about, then one evaluation each. What a killed process left
+    unfinished at its end is passed over.
+
+    Attributes:
+        path: of the file, or None.
+        model: digest of the model that is evaluated.
+    """
+
+    path: Path | None
+    model: str
+    _scores: dict[str, Score] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Reads the file, or starts it.
+
+        Raises:
+            DataError: the file is no study, of another version, of another model, or cannot be written.
+        """
+        if self.path is None:
+            return
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read study {os.fspath(self.path)!r}: {error}", hint=_AGAIN) from error
+        lines = text.splitlines()
+        if not lines:
+            self._append({"format": FORMAT, "version": VERSION, "model": self.model})
+            return
+        self._check(lines[0])
+        if not text.endswith("\n"):
+            self._write("\n")
+        for line in lines[1:]:
+            entry = _parsed(line)
+            if entry is not None:
+                self._scores[str(entry["plan"])] = Score(float(entry["score"]), tuple(entry["each"]))
+
+    def __len__(self) -> int:
+        """How many evaluations there are."""
+        return len(self._scores)
+
+    def score(self, key: str, evaluate: Callable[[], Score]) -> Score:
+        """The score of this key: the one on file, or what `evaluate` says, which is then written down."""
+        if key not in self._scores:
+            score = evaluate()
+            self._scores[key] = score
+            self._append({"plan": key, "score": score.value, "each": list(score.each)})
+        return self._scores[key]
+
+    def _check(self, line: str) -> None:
+        try:
+            head = json.loads(line)
+            about = (head["format"], head["version"], head["model"])
+        except (ValueError, KeyError, TypeError):
+            about = (None, None, None)
+        at = f"{os.fspath(self.path or '')!r}"
+        if about[0] != FORMAT:
+            raise DataError(f"{at} is not a study of exprune_fx", hint=_AGAIN)
+        if about[1] != VERSION:
+            raise DataError(f"study {at} has version {about[1]!r}, this library reads {VERSION}", hint=_AGAIN)
+        if about[2] != self.model:
+            raise DataError(f"study {at} is of another model, or of other weights", hint=_AGAIN)
+
+    def _append(self, entry: dict[str, object]) -> None:
+        self._write(json.dumps(entry) + "\n")
+
+    def _write(self, text: str) -> None:
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(f"cannot write study {os.fspath(self.path)!r}: {error}", hint=_AGAIN) from error
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+        return dict(entry) if {"plan", "score", "each"} <= entry.keys() else None
+    except (ValueError, AttributeError):
+        return None
