@@ -21,6 +21,7 @@ FUNCTIONS = {
     "load",
     "measure",
     "normalise",
+    "optimize",
     "python_text",
     "save",
     "shrink",
