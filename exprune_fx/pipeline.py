@@ -117,7 +117,8 @@ def rewrite(gm: fx.GraphModule, plan: Plan, *, lower: bool, pack: bool = True) -
         gm: a normalised graph; it is left as it is.
         plan: one entry for each site of it.
         lower: use the fused operators, which must be there.
-        pack: give weights the memory layouts in which the kernels read them; else they convert them at each call.
+        pack: give weights the memory layouts in which the kernels read them. Else the kernels convert them at each
+            call, and feed-forwards are not joined: that would transpose their second weight each time.
 
     Raises:
         PlanError: the plan was made for another model.
@@ -142,11 +143,8 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     ``record.dense`` has no `aten.view` behind convolutions (see reshape-views).
     """
     skipping = tuple(entry.site for entry in record.plan.skipping)
-    lowering: tuple[Pass, ...] = (
-        LowerSitesPass(),
-        FuseFeedForwardPass(record.sites, skipping),
-        *((PackWeightsPass(),) if pack else ()),
-    )
+    joining: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), PackWeightsPass()) if pack else ()
+    lowering: tuple[Pass, ...] = (LowerSitesPass(), *joining)
     lowered = run_pipeline(_stage(record), lowering)
     if pack:
         back_by_huge_pages(weight for weight in weights_of_fused(lowered) if not is_fake(weight))

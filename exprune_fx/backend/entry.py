@@ -63,8 +63,12 @@ def exprune(
 def _compiled(
     program: Program, example_inputs: Sequence[Any], freeze: bool, compile_graph: Callable[..., Compiled]
 ) -> Compiled:
-    if freeze and program.derived():
+    derived = program.derived()
+    if derived and freeze:
         return Frozen.of(program, example_inputs, compile_graph)
+    if derived:
+        many = "1 tensor is" if len(derived) == 1 else f"{len(derived)} tensors are"
+        once.inform(f"{many} computed from the parameters at each call of a graph; option freeze=True keeps them")
     return compile_graph(program.live(), example_inputs)
 
 

@@ -62,7 +62,10 @@ def _normalising(modules: tuple[str, ...] | None = None) -> tuple[Pass, ...]:
 
 
 def _rewritten(traced: Traced, plan: Plan, options: Options, lower: bool) -> tuple[fx.GraphModule, Tape] | str:
-    if not plan.staged and not (lower and plan.skipping):
+    if plan.skipping and lower and not options.freeze:
+        names = ", ".join(entry.site for entry in plan.skipping)
+        once.inform(f"zeros of {names} are not skipped: that needs packed weights, which option freeze=True makes")
+    if not plan.staged and not (lower and options.freeze and plan.skipping):
         return NOTHING
     modules: tuple[str, ...] | None = None
     if not options.freeze and not plan.orders:

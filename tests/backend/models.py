@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from exprune_fx.calibration import calibrate
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated, Guard
-from exprune_fx.pipeline import transform
 from exprune_fx.plan import Plan
 
 BATCH = torch.export.Dim("batch")
@@ -83,6 +81,11 @@ def randomised(model: nn.Module, seed: int = 0) -> Any:
     return model
 
 
+def compiled_by(model: Any, options: dict[str, Any], **given: Any) -> Any:
+    """The model through the backend; torch's stubs know only strings, numbers and callables as options."""
+    return torch.compile(model, backend="exprune", options=options, **given)
+
+
 def images(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
@@ -91,12 +94,10 @@ def tokens(count: int, length: int, seed: int = 1) -> Tensor:
     return torch.randn(count, length, 12, generator=torch.Generator().manual_seed(seed))
 
 
+def captured(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    """With a symbolic batch; it holds the model's own tensors, and so has its values at any later time."""
+    return capture(model, (x,), dynamic_shapes=({0: BATCH},))
+
+
 def plan_of(model: nn.Module, x: Tensor, guard: Guard = Calibrated(0.05), head: Any = "auto") -> Plan:  # noqa: B008 - frozen
-    return calibrate(capture(model, (x,), dynamic_shapes=({0: BATCH},)), [(x,)], guard=guard, head=head)
-
-
-def transformed(model: nn.Module, plan: Plan, x: Tensor) -> Tensor:
-    """What the programmatic transform of the model's present weights gives."""
-    example = torch.cat([x, x]) if len(x) == 1 else x
-    out: Tensor = transform(capture(copy.deepcopy(model), (example,), dynamic_shapes=({0: BATCH},)), plan)(x)
-    return out
+    return calibrate(captured(model, x), [(x,)], guard=guard, head=head)

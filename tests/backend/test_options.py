@@ -14,7 +14,7 @@ from exprune_fx.backend.options import Options, read_options
 from exprune_fx.errors import ExpruneError, GuardError, PlanError
 from exprune_fx.guards import Bound, Calibrated, StatsTest
 from exprune_fx.plan import Plan
-from tests.backend.models import Blocks, randomised, tokens
+from tests.backend.models import Blocks, compiled_by, randomised, tokens
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -56,7 +56,7 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Excep
 
 
 def test_an_unknown_option_is_named_with_the_known_ones_where_the_user_sees_it() -> None:
-    model = torch.compile(randomised(Blocks()), backend=exprune, options={"gaurd": Bound()})
+    model = compiled_by(randomised(Blocks()), {"gaurd": Bound()})
     with pytest.raises(BackendCompilerFailed, match=r"gaurd\n.*guard, stages, plan, objective, inner, freeze"):
         model(tokens(2, 3))
 

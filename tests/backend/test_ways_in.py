@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from exprune_fx.backend import exprune
 from exprune_fx.guards import Bound
 from exprune_fx.ops import native
-from tests.backend.models import Blocks, SmallCnn, images, randomised, tokens
+from tests.backend.models import Blocks, SmallCnn, compiled_by, images, plan_of, randomised, tokens
 
-EAGER = {"inner": "eager", "guard": Bound()}
+EAGER: dict[str, Any] = {"inner": "eager", "guard": Bound()}
 
 
 class Inner:
@@ -41,13 +42,14 @@ def test_it_is_registered() -> None:
 @pytest.mark.parametrize("backend", ["exprune", exprune, functools.partial(exprune, options=EAGER)])
 def test_by_name_as_a_callable_and_as_a_partial(backend: Any) -> None:
     model, x = randomised(Blocks()), tokens(2, 3)
-    given = {} if isinstance(backend, functools.partial) else {"options": EAGER}
+    given: Any = {} if isinstance(backend, functools.partial) else {"options": EAGER}
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model, backend=backend, **given)(x), model(x))
+        compiled: Any = torch.compile(model, backend=backend, **given)
+        torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_without_a_plan_it_says_how_to_calibrate_once_and_shows_every_site(caplog: pytest.LogCaptureFixture) -> None:
-    model = torch.compile(randomised(Blocks()), backend=exprune, options=EAGER)
+    model = compiled_by(randomised(Blocks()), EAGER)
     with caplog.at_level(logging.INFO, logger="exprune_fx"), torch.no_grad():
         model(tokens(2, 3))
         model(tokens(3, 3))
@@ -59,7 +61,7 @@ def test_without_a_plan_it_says_how_to_calibrate_once_and_shows_every_site(caplo
 
 def _handed_on(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> Inner:
     inner = Inner()
-    compiled = torch.compile(model, backend=exprune, options={**options, "inner": inner})
+    compiled = compiled_by(model, {**options, "inner": inner})
     compiled(x)
     return inner
 
@@ -67,7 +69,7 @@ def _handed_on(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> In
 def test_gradients_are_left_to_the_inner_backend(caplog: pytest.LogCaptureFixture) -> None:
     model, x = randomised(SmallCnn()).train(), images(4)
     inner = Inner()
-    compiled = torch.compile(model, backend=exprune, options={"guard": Bound(), "inner": inner})
+    compiled = compiled_by(model, {"guard": Bound(), "inner": inner})
     out = compiled(x)
     out.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -91,6 +93,13 @@ def test_a_graph_without_sites_is_left_to_the_inner_backend(caplog: pytest.LogCa
     model = nn.Sequential(nn.Linear(12, 4), nn.GELU(), nn.Linear(4, 3)).eval()
     assert _handed_on(model, tokens(2, 3), {}).staged == [False]
     assert "it has no site" in caplog.text
+
+
+@torch.no_grad()
+def test_a_plan_that_does_not_fit_is_refused_where_the_user_sees_it() -> None:
+    plan = plan_of(randomised(Blocks()), tokens(32, 5))
+    with pytest.raises(BackendCompilerFailed, match=r"this plan was made for another model(.|\n)*conv1"):
+        compiled_by(randomised(SmallCnn()), {"plan": plan, "inner": "eager"})(images(2))
 
 
 @torch.no_grad()
