@@ -16,7 +16,7 @@ from exprune_fx.graph.verify import verify
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.measurement import measure
 from exprune_fx.ops import native
-from exprune_fx.pipeline import normalise, readable_form, record_of, transform
+from exprune_fx.pipeline import normalise, readable_form, record_of, rewrite, transform
 from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.report import explain
 from exprune_fx.sites import find_sites
@@ -57,6 +57,21 @@ def test_users_get_fused_operators_that_equal_the_readable_form(
     with torch.no_grad():
         for batch in (x, x[:1], x[:0]):
             torch.testing.assert_close(lowered(batch), readable(batch), rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+@pytest.mark.parametrize(("kind", "shape"), MODELS)
+def test_without_packing_the_models_own_tensors_are_read(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    _, gm, x = captured(kind, shape)
+    dense = normalise(gm)
+    plan = plan_for(dense, EVERY_GUARD[-1])
+    live = rewrite(dense, plan, lower=True, pack=False)
+    assert fused(live)
+    assert not any("ffn" in name for name in fused(live))  # whose second weight would be transposed at each call
+    own = {id(tensor_at(dense, name)) for name in tensor_names(dense)}
+    made = [name for name in tensor_names(live) if id(tensor_at(live, name)) not in own]
+    assert all(name.endswith(".limits") for name in made)
+    with torch.no_grad():
+        torch.testing.assert_close(live(x), transform(gm, plan)(x), rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)

@@ -126,10 +126,12 @@ class _Builder:
         values: Any = program.staged.graph.output_node().args[0]
         results: Any = fx.node.map_arg(values, self.values.__getitem__)
         count = program.traced.outputs
-        for place, value in zip(program.traced.written, results[count:], strict=True):
-            self.graph.call_function(_aten.copy_.default, (self.inputs[place], value))
+        own = {
+            value: self.graph.call_function(_aten.copy_.default, (self.inputs[place], value))
+            for place, value in zip(program.traced.written, results[count:], strict=True)
+        }
         kept = [
-            self._like(result, value, was)
+            own[result] if result in own else self._like(result, value, was)  # an input that is returned is that input
             for result, value, was in zip(results[:count], values[:count], program.outputs, strict=True)
         ]
         self.graph.output(tuple(kept))

@@ -116,8 +116,16 @@ def _functional(gm: fx.GraphModule, args: Sequence[Any], written: list[int]) -> 
             torch._sync(value)  # type: ignore[attr-defined, no-untyped-call] # not in torch's stubs
             if has_data_mutation(value):
                 written.append(place)
+    _refuse_views([inputs[place] for place in written], results)
     new_values = [inputs[place] for place in written]
     return [pytree.tree_map(from_fun, value) for value in (*results, *new_values)]
+
+
+def _refuse_views(written: Sequence[Tensor], results: Sequence[Any]) -> None:
+    memory = {_storage(value) for value in written}
+    for result in results:
+        if _storage(result) in memory - {None} and not any(result is value for value in written):
+            raise CaptureError("it returns a view of an input that it writes to")
 
 
 def _refuse_shared_memory(written: Sequence[int], example_inputs: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Every test starts without compiled code, and with everything unsaid."""
+"""Every test starts without compiled code, with everything unsaid, and with fused operators."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from exprune_fx.backend import once
+from exprune_fx.ops import native
+from tests.passes.fused import need_operators
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not native.available():
+        need_operators()  # stand-ins
+        monkeypatch.setattr(native, "available", lambda: True)
     torch._dynamo.reset()
     once.forget()
     yield

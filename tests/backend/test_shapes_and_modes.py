@@ -160,6 +160,8 @@ def test_each_part_of_a_broken_graph_takes_what_is_its_own(
 class Cached(nn.Module):
     """Writes into a buffer and into an argument, and returns views."""
 
+    seen: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(12, 12)
@@ -176,13 +178,31 @@ class Cached(nn.Module):
 def test_writes_to_buffers_and_inputs_happen() -> None:
     model, other, inner = randomised(Cached()), randomised(Cached()), Inner()
     compiled = compiled_by(other, {"guard": Bound(), "inner": inner})
+    buffer = other.seen
     for seed in (1, 2):
         x, caches = tokens(2, 4, seed), [torch.ones(2, 5, 12), torch.ones(2, 5, 12)]
         for found, expected in zip(compiled(x, caches[1]), model(x, caches[0]), strict=True):
             _close(found, expected)
         torch.testing.assert_close(caches[1], caches[0])
         torch.testing.assert_close(other.seen, model.seen)
+    torch.testing.assert_close(buffer, other.seen)
+    buffer.zero_()
+    assert not other.seen.any()  # still the same memory
     assert inner.staged == [True]
+
+
+@torch.no_grad()
+def test_a_view_of_what_is_written_to_is_left_to_the_inner_backend(caplog: pytest.LogCaptureFixture) -> None:
+    def write(x: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cache.add_(1)
+        return model(x), cache[1:]
+
+    model, inner, cache = randomised(Blocks()), Inner(), torch.zeros(4)
+    view = compiled_by(write, {"guard": Bound(), "inner": inner})(tokens(2, 3), cache)[1]
+    cache.add_(1)
+    assert view.tolist() == [2.0] * 3
+    assert inner.staged == [False]
+    assert "a view of an input that it writes to" in caplog.text
 
 
 @torch.no_grad()

@@ -167,6 +167,19 @@ def test_a_product_that_overflows_is_not_folded() -> None:
     assert FoldBatchNormPass()(gm).edits == 0
 
 
+@pytest.mark.parametrize(("dtype", "edits"), [(torch.float16, 0), (torch.bfloat16, 1), (torch.float32, 1)])
+def test_without_values_nothing_is_folded_into_float16(dtype: torch.dtype, edits: int) -> None:
+    model = randomise(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))).to(dtype).eval()
+    gm = capture(model, (torch.zeros(2, 4, dtype=dtype),))
+    assert FoldBatchNormPass(values_known=False)(gm).edits == edits
+
+
+def test_only_named_modules_are_folded() -> None:
+    gm, x = captured(ResidualCnn(), 2, 3, 8, 8)
+    after = apply(FoldBatchNormPass(modules=("block.conv2", "stem")), gm, x, edits=1, tolerance=TOLERANCE)
+    assert {n for n in after.state_dict() if "folded" in n} == {f"block.conv2.folded_{k}" for k in ("weight", "bias")}
+
+
 def test_a_weight_with_another_use_keeps_it() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
