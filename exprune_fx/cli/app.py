@@ -1,4 +1,4 @@
-"""The command line: ``exprune demo``, ``exprune explain``, ``exprune bench``, ``exprune --version``.
+"""The command line: ``exprune demo``, ``explain``, ``shrink``, ``bench``, ``exprune --version``.
 
 Exit status 0: done; 1: it failed; 2: the call itself was wrong. What went wrong is one line on standard error.
 """
@@ -21,6 +21,7 @@ from exprune_fx.bench.selection import DTYPES, select_rows
 from exprune_fx.cli import demo as demonstration
 from exprune_fx.cli.bench import Settings, run_bench
 from exprune_fx.cli.demo_report import demo_json, print_data, print_model
+from exprune_fx.cli.shrink import CRITERIA, Ranking, Wanted, shrink_named
 from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name
 from exprune_fx.errors import ExpruneError
 
@@ -214,6 +215,68 @@ def _parse_shape(text: str) -> tuple[int, ...]:
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise UsageError(f"--input-shape {text!r} is no shape: give positive sizes, such as 1,3,32,32")
     return tuple(map(int, sizes))
+
+
+# --- shrink -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def shrink(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="package.module:callable, as for explain, or a shipped model."),
+    ],
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option("--input-shape", metavar="N,C,...", help="Shape of an input; repeat for each; float32 noise."),
+    ] = None,
+    criterion: Annotated[str, typer.Option("--criterion", help=f"One of {', '.join(CRITERIA)}.")] = CRITERIA[0],
+    a: Annotated[float, typer.Option("--a", min=0, max=1, help="Weight of magnitude in hybrid.")] = 0.5,
+    target_flops: Annotated[
+        float | None, typer.Option("--target-flops", help="Fraction of FLOPs that remains.")
+    ] = None,
+    target_params: Annotated[
+        float | None, typer.Option("--target-params", help="Fraction of parameters to leave.")
+    ] = None,
+    fraction_removed: Annotated[
+        float | None, typer.Option("--fraction-removed", help="Fraction of channels, neurons and heads that go.")
+    ] = None,
+    ranking: Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")] = "global",
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", metavar="NAME", help="Module, parameter or group to leave whole.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Write the channel plan.")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Write the state dict.")] = None,
+    json_path: _JsonOption = None,
+    threads: _ThreadsOption = None,
+) -> None:
+    """Removes the channels, neurons and heads that matter least for good, and prints a table of every group.
+
+    Expressiveness and hybrid look at the shipped images, at the args that the callable returns, or at noise. Groups of
+    which the model's own code fixes the size are left whole.
+    """
+    given = [value for value in (target_flops, target_params, fraction_removed) if value is not None]
+    with _failures():
+        _check_writable(plan, weights, json_path)
+        _set_threads(threads)
+        shapes = [_parse_shape(text) for text in input_shape or []]
+        if criterion not in CRITERIA or ranking not in ("global", "layer") or len(given) != 1:
+            raise UsageError(
+                f"give one target, a criterion of {', '.join(CRITERIA)}, and global or layer as the ranking"
+            )
+        if not is_model_name(model) or model.endswith(".pt2"):
+            raise UsageError(f"{model!r} names no module: give package.module:callable or a shipped model")
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        order: Ranking = "global" if ranking == "global" else "layer"
+        left = tuple(ignore or ())
+        wanted = Wanted(criterion, a, target_flops, target_params, fraction_removed, order, left, plan, weights)
+        with _progress(model) as say:
+            small, figures = shrink_named(model, shapes, wanted, say)
+        typer.echo(str(small.report))
+        for name, value in figures.items():
+            typer.echo(f"{name.replace('_', ' ')}: {100 * value:.2f} %")
+        _write_json(json_path, {"library": version("exprune_fx"), "model": model, **figures, **small.report.to_dict()})
 
 
 # --- bench ------------------------------------------------------------------------------------------------------------

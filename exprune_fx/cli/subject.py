@@ -73,6 +73,18 @@ def _read_program(path: str) -> ExportedProgram:
 
 
 def _from_callable(name: str, inputs: tuple[torch.Tensor, ...]) -> Subject:
+    model, args, examples = made_by(name, inputs)
+    return Subject(capture(model, args), [examples] if examples and not inputs else [])
+
+
+def made_by(
+    name: str, inputs: tuple[torch.Tensor, ...]
+) -> tuple[nn.Module | ExportedProgram, tuple[Any, ...], tuple[Any, ...]]:
+    """What ``package.module:callable`` returns: a model, the inputs to capture it with, and its own examples.
+
+    Raises:
+        ExpruneError: it cannot be called, returns no model, or a module without inputs.
+    """
     made = _call(name)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], tuple):
         model, examples = made
@@ -86,7 +98,7 @@ def _from_callable(name: str, inputs: tuple[torch.Tensor, ...]) -> Subject:
             f"{name} returned a {type(model).__name__} without example inputs",
             hint="give --input-shape, or return (module, args)",
         )
-    return Subject(capture(model, args), [examples] if examples and not inputs else [])
+    return model, args, examples
 
 
 def _call(name: str) -> Any:
