@@ -88,6 +88,7 @@ for name in ("readable", "lowered"):
 """
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch.export.load of torch 2.11
 @pytest.mark.usefixtures("_operators")
 def test_files_load_where_this_library_is_not(tmp_path: Path) -> None:
     """The readable form anywhere; the lowered one with the library beside it."""
