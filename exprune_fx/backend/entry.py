@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,8 @@ from exprune_fx.backend.options import Options, read_options
 from exprune_fx.backend.program import Program
 from exprune_fx.backend.stage import stage
 from exprune_fx.backend.tracing import trace
-from exprune_fx.errors import CaptureError, PassError, SymmetryError, VerifyError
+from exprune_fx.errors import ExpruneError, GuardError, KernelError, PlanError
 
-_log = logging.getLogger(__name__)
 _aten = torch.ops.aten
 Compiled = Callable[..., Any]
 
@@ -43,7 +41,9 @@ def exprune(
         What computes the graph.
 
     Raises:
-        ExpruneError: an unknown option, one of another type, or a plan that was made for another model.
+        ExpruneError: an unknown option, or one of another type.
+        PlanError: the plan was made for another model.
+        KernelError: ``EXPRUNE_KERNELS=native``, and the kernels cannot be had.
     """
     chosen = read_options(options)
     program = _program(gm, example_inputs, chosen)
@@ -93,7 +93,9 @@ def _program(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options
             if _in_training(traced.gm):
                 return "it is in training mode; call model.eval()"
             staged = stage(traced, options)
-    except (CaptureError, PassError, SymmetryError, VerifyError) as error:
+    except (PlanError, GuardError, KernelError):
+        raise  # of what the caller asked for
+    except ExpruneError as error:
         return f"it cannot be staged: {error}"
     if isinstance(staged, str):
         return staged

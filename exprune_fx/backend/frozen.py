@@ -38,11 +38,13 @@ class Frozen:
         compiled: what the inner backend made.
         derivation: Dynamo's inputs -> the derived tensors.
         watched: which of Dynamo's inputs these read.
+        large: which of Dynamo's inputs the fused operators read as they are.
     """
 
     compiled: Compiled
     derivation: fx.GraphModule
     watched: tuple[int, ...]
+    large: tuple[int, ...] = ()
     _kept: dict[tuple[int, ...], _Kept] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -55,10 +57,10 @@ class Frozen:
         """
         kept: dict[tuple[int, ...], _Kept] = {}
         derivation, watched = program.derivation(), tuple(program.watched())
-        derived = Frozen(_no_call, derivation, watched, kept).derived(inputs)
+        derived = Frozen(_no_call, derivation, watched, program.large(), kept).derived(inputs)
         sizes = [program.fake_mode.from_tensor(tensor, static_shapes=True) for tensor in derived]
         compiled = compile_graph(program.frozen(), [*inputs, *sizes])
-        return Frozen(compiled, derivation, watched, kept)
+        return Frozen(compiled, derivation, watched, program.large(), kept)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the compiled graph."""
@@ -74,7 +76,7 @@ class Frozen:
             return kept.tensors
         with torch.inference_mode(False), torch.no_grad():
             tensors = tuple(self.derivation(*args))
-        back_by_huge_pages(tensors)
+        back_by_huge_pages([*tensors, *(args[place] for place in self.large)])
         if stamp is not None:
             # An id may be given to another tensor once its owner is gone.
             refs = tuple(weakref.ref(parameter, lambda _: self._kept.pop(key, None)) for parameter in parameters)

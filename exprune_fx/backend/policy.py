@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from exprune_fx.backend.once import inform
+from exprune_fx.backend.once import inform, warn
 from exprune_fx.backend.options import DEFAULT_GUARD, DEFAULT_STAGES, HOW_TO_CALIBRATE, Options
 from exprune_fx.calibration.request import Request
 from exprune_fx.plan import Plan, SitePlan
@@ -21,9 +21,8 @@ def plan_without_data(sites: Sequence[Site], options: Options, refused: Collecti
     """
     guard, stages = options.guard or DEFAULT_GUARD, options.stages or DEFAULT_STAGES
     request = Request(guard, stages, "prefix", options.objective or "flops")
-    inform(
-        f"no plan was given: {guard} needs no data, but stops little; a calibrated plan does more: {HOW_TO_CALIBRATE}"
-    )
+    say = inform if options.chosen else warn
+    say(f"no plan was given: {guard} needs no data, but stops little; a calibrated plan does more: {HOW_TO_CALIBRATE}")
     entries = []
     for site in sites:
         reason = "no native kernel holds it" if site.name in refused else request.refusal(site)

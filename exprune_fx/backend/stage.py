@@ -46,14 +46,25 @@ def stage(traced: Traced, options: Options) -> tuple[fx.GraphModule, Tape] | str
         if not lower and not options.chosen:
             return "there are no native kernels, and the readable form computes more than the dense one"
         if options.plan is not None:
-            return _rewritten(traced, plan_for_graph(options.plan, sites, groups), options, lower)
-        plan = plan_without_data(sites, options)
-        found = _rewritten(traced, plan, options, lower)
-        if isinstance(found, str) or (options.chosen and options.objective != "latency"):
-            return found
-        # The readable form takes longer than the dense one: it is for those who asked for it.
-        readable = {node.meta[SITE_KEY] for node in found[0].graph.nodes if not lower or KEPT_KEY in node.meta}
-        return _rewritten(traced, plan_without_data(sites, options, readable), options, lower) if readable else found
+            plan = plan_for_graph(options.plan, sites, groups)
+            found = _rewritten(traced, plan, options, lower)
+        else:
+            plan = plan_without_data(sites, options)
+            found = _rewritten(traced, plan, options, lower)
+            readable = set() if options.chosen and options.objective != "latency" else _readable_sites(found, lower)
+            if readable:  # it takes longer than the dense form: it is for those who asked for it
+                plan = plan_without_data(sites, options, readable)
+                found = _rewritten(traced, plan, options, lower)
+    _log_decisions(plan)
+    return found
+
+
+def _readable_sites(found: tuple[fx.GraphModule, Tape] | str, lower: bool) -> set[str]:
+    """The sites that no native kernel holds."""
+    if isinstance(found, str):
+        return set()
+    nodes = (node for node in found[0].graph.nodes if SITE_KEY in node.meta)
+    return {node.meta[SITE_KEY] for node in nodes if not lower or KEPT_KEY in node.meta}
 
 
 def _normalising(modules: tuple[str, ...] | None = None) -> tuple[Pass, ...]:
@@ -79,7 +90,6 @@ def _rewritten(traced: Traced, plan: Plan, options: Options, lower: bool) -> tup
             tape.watch(tensor_at(traced.gm, name), traced.states[name].place, traced.states[name].dtype)
     with tape:
         staged = rewrite(run_pipeline(traced.gm, _normalising(modules)), plan, lower=lower, pack=options.freeze)
-    _log_decisions(plan)
     return staged, tape
 
 

@@ -66,6 +66,8 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Traced:
         CaptureError: it has no form in the dialect; the message says why.
     """
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    if not placeholders:
+        raise CaptureError("it has no inputs")
     values = [node.meta.get("example_value") for node in placeholders]
     written: list[int] = []
     try:
