@@ -41,7 +41,7 @@ def stage(traced: Traced, options: Options) -> tuple[fx.GraphModule, Tape] | str
         groups = symmetries(dense)
         sites = find_sites(dense, groups)
         if not sites:
-            return "it has no site"
+            return "it has no site: no layer with a parameter as weight meets a ReLU through affine operations only"
         lower = native.available()
         if not lower and not options.chosen:
             return "there are no native kernels, and the readable form computes more than the dense one"
