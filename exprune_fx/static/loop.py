@@ -138,7 +138,7 @@ class Loop:
             groups=reports,
             rounds=request.steps,
         )
-        return Shrunk(subject.model, ChannelPlan(tuple(rounds)), report)
+        return Shrunk(subject.model, ChannelPlan(tuple(rounds), subject.kind), report)
 
     def _state(self, gm: fx.GraphModule) -> _State:
         report = symmetries(gm)

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -122,9 +122,11 @@ class ChannelPlan:
 
     Attributes:
         rounds: one for one-shot shrinking, one per step where it was iterative.
+        source: what was shrunk; only the plan of a module says what its attributes become, and replays.
     """
 
     rounds: tuple[Round, ...] = ()
+    source: Literal["module", "graph"] = "module"
 
     def apply(self, model: nn.Module) -> None:
         """Gives a fresh model the shrunk shapes, in place, so that the shrunk model's ``state_dict`` loads into it.
@@ -134,8 +136,13 @@ class ChannelPlan:
         parameters.
 
         Raises:
-            PlanError: the plan is of another model; the model is untouched.
+            PlanError: the plan is of another model, or of a graph; the model is untouched.
         """
+        if self.source != "module":
+            raise PlanError(
+                "this plan is of a graph: it does not say what the attributes of modules become",
+                hint="shrink the module for a plan that replays, or save the smaller graph itself",
+            )
         from exprune_fx.static.module import Bindings  # noqa: PLC0415 (it builds on this module)
 
         bindings = Bindings(model)
@@ -151,7 +158,8 @@ class ChannelPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the format's name and version."""
-        return {"format": FORMAT, "version": FORMAT_VERSION, "rounds": [each.to_dict() for each in self.rounds]}
+        rounds = [each.to_dict() for each in self.rounds]
+        return {"format": FORMAT, "version": FORMAT_VERSION, "source": self.source, "rounds": rounds}
 
     @classmethod
     def from_dict(cls, data: Any) -> ChannelPlan:
@@ -168,7 +176,9 @@ class ChannelPlan:
                 hint=_AGAIN,
             )
         try:
-            return cls(tuple(Round.from_dict(each) for each in data["rounds"]))
+            if data["source"] not in ("module", "graph"):
+                raise PlanError(f"this channel plan is of a {data['source']!r}", hint=_AGAIN)
+            return cls(tuple(Round.from_dict(each) for each in data["rounds"]), data["source"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this channel plan is corrupt: {type(error).__name__}: {error}", hint=_AGAIN) from error
 

@@ -86,6 +86,10 @@ def shrink(
         metric, remaining, ranking, normalise, Limits(min_kept, round_to), ratios, tuple(ignore), constants, fixed,
         steps, schedule, finetune,
     )  # fmt: skip
+    if not isinstance(model, nn.Module):
+        raise ShrinkError(
+            f"cannot shrink a {type(model).__name__}", hint="give an nn.Module, or a graph that exprune_fx.capture made"
+        )
     call = (args, dict(kwargs or {}))
     is_graph = isinstance(model, fx.GraphModule) and CONSTANTS_KEY in model.meta
     subject: Subject = GraphSubject(model) if is_graph else ModuleSubject(model, call, dynamic_shapes)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +23,11 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 class Subject(Protocol):
     """What can be shrunk."""
+
+    @property
+    def kind(self) -> Literal["module", "graph"]:
+        """Which of the two it is."""
+        ...
 
     @property
     def model(self) -> nn.Module:
@@ -64,6 +69,8 @@ def round_of(small: Smaller, attributes: tuple[AttributeChange, ...] = ()) -> Ro
 class GraphSubject:
     """A captured graph; it is left as it is."""
 
+    kind: Literal["module", "graph"] = "graph"
+
     def __init__(self, gm: fx.GraphModule) -> None:
         self._graph = gm
         shapes = [n.meta["val"].shape for n in gm.graph.nodes if n.op == "placeholder" and _is_tensor(n)]
@@ -104,6 +111,8 @@ class GraphSubject:
 
 class ModuleSubject:
     """A user's module, shrunk in place."""
+
+    kind: Literal["module", "graph"] = "module"
 
     def __init__(self, module: nn.Module, call: Call, dynamic_shapes: Any) -> None:
         self._module, self._call = module, call

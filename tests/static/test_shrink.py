@@ -246,6 +246,20 @@ def test_a_plan_refuses_another_model_and_leaves_it_alone() -> None:
     assert_untouched(shrunk, before, plain)
 
 
+def test_the_plan_of_a_graph_does_not_replay_on_modules(gm: fx.GraphModule) -> None:
+    plan = shrink(gm, criterion=Random(0), fraction_removed=0.5).plan
+    model = net()
+    before, plain = snapshot(model), attributes(model)
+    with pytest.raises(PlanError, match="of a graph"):
+        plan.apply(model)
+    assert_untouched(model, before, plain)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ShrinkError, match="cannot shrink a type"):
+        shrink(nn.Linear, (X,), criterion=Random(0), target_flops=0.5)  # type: ignore[arg-type]
+
+
 def test_plans_are_plain_data(tmp_path: Any, gm: fx.GraphModule) -> None:
     plan = shrink(gm, criterion=Random(0), fraction_removed=0.5).plan
     assert ChannelPlan.from_dict(plan.to_dict()) == plan
@@ -258,4 +272,4 @@ def test_plans_are_plain_data(tmp_path: Any, gm: fx.GraphModule) -> None:
         with pytest.raises(PlanError):
             ChannelPlan.load(tmp_path / "bad.json")
     with pytest.raises(PlanError, match="corrupt"):
-        ChannelPlan.from_dict({"format": "exprune-channel-plan", "version": 1, "rounds": [{}]})
+        ChannelPlan.from_dict({"format": "exprune-channel-plan", "version": 1, "source": "graph", "rounds": [{}]})

@@ -60,6 +60,9 @@ class Counts:
 class Noise:
     """Inputs drawn from the standard normal distribution, of the captured example's sizes.
 
+    Noise needs no data, and suits networks at initialisation. A trained network it ranks otherwise than data do: give a
+    few dozen real inputs where there are any.
+
     Attributes:
         examples: at least how many.
         seed: of the generator.
@@ -105,7 +108,8 @@ class Expressiveness:
     dim of an input counts its examples.
 
     Attributes:
-        batches: tuples of positional arguments, or pairs `(args, kwargs)`; or `Noise(...)`.
+        batches: tuples of positional arguments, or pairs `(args, kwargs)`; or `Noise(...)`. With several rounds, gone
+            through once in each: a list or a loader, not a generator.
         threshold: above it, an activation is active: 0 suits ReLU, and SiLU and GELU, which keep the sign; sigmoids are
             taken at 1/2.
     """
