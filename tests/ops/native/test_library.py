@@ -119,6 +119,14 @@ def test_kernels_for_another_processor_are_one_warning_and_no_illegal_instructio
 
 
 @pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
+@small.needs_compiler
+def test_operators_that_somebody_else_has_loaded_are_taken(tmp_path: Path) -> None:
+    """A second copy would register them twice, which ends the process."""
+    sources = small.write_sources(tmp_path / "csrc")
+    code = "import torch\ntorch.ops.load_library(str(build.build()))\nprint(available(), isa())"
+    assert "True portable" in small.run(sources, code, EXPRUNE_CACHE_DIR=str(tmp_path))
+
+
 def test_an_instruction_set_that_was_not_compiled_is_refused() -> None:
     before = native.isa()
     for any_of_them in ("auto", "all", ""):
