@@ -68,6 +68,8 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Traced:
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     if not placeholders:
         raise CaptureError("it has no inputs")
+    if any(node.op == "get_attr" and isinstance(_held(gm, node), nn.Parameter) for node in gm.graph.nodes):
+        raise CaptureError("Dynamo froze its parameters into it (prepare_freezing)", hint="use option freeze=True")
     values = [node.meta.get("example_value") for node in placeholders]
     written: list[int] = []
     try:
@@ -82,6 +84,14 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Traced:
     names = _state_names(sources, example_inputs, set(written))
     learned = {name for place, name in names.items() if isinstance(example_inputs[place], nn.Parameter)}
     return _in_dialect(traced, names, learned, {source.root for source in sources if source.root}, written)
+
+
+def _held(gm: fx.GraphModule, node: fx.Node) -> object:
+    """What a get_attr node of Dynamo's graph reads."""
+    value: object = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 # --- tracing ----------------------------------------------------------------------------------------------------------

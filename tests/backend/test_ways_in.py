@@ -119,6 +119,13 @@ def test_what_cannot_be_traced_is_left_to_the_inner_backend(caplog: pytest.LogCa
 
 
 @torch.no_grad()
+def test_parameters_that_dynamo_froze_are_left_to_the_inner_backend(caplog: pytest.LogCaptureFixture) -> None:
+    with torch._dynamo.config.patch(prepare_freezing=True):
+        assert _handed_on(randomised(Blocks()), tokens(2, 3), {"guard": Bound()}).staged == [False]
+    assert "Dynamo froze its parameters" in caplog.text
+
+
+@torch.no_grad()
 def test_without_kernels_only_what_was_asked_for_is_staged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
