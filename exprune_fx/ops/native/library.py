@@ -60,7 +60,7 @@ def _failure() -> KernelError | None:
 def _load() -> None:
     path = build.build()
     try:
-        if not hasattr(torch.ops.exprune, "kernels_isa"):  # a package's copy may be there: a second ends the process
+        if not _present():
             torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         raise KernelError(
@@ -72,3 +72,8 @@ def _load() -> None:
     except RuntimeError as error:
         raise KernelError(str(error), hint="leave EXPRUNE_ISA unset, or build with EXPRUNE_ISA=all") from error
     fake.register()
+
+
+def _present() -> bool:
+    """Whether the operators are there already, as of a package's copy of the library: a second ends the process."""
+    return hasattr(torch.ops.exprune, "kernels_isa")

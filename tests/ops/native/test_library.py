@@ -31,6 +31,7 @@ def test_without_a_compiler_one_warning_says_what_runs_instead(tmp_path: Path) -
 def asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """As if nobody had asked for the operators in this process; they are to be built from sources in this directory."""
     monkeypatch.setattr(library, "_failure", functools.cache(library._failure.__wrapped__))
+    monkeypatch.setattr(library, "_present", lambda: False)
     monkeypatch.setattr(build, "SOURCES", small.write_empty_sources(tmp_path / "csrc"))
     monkeypatch.setattr(build, "manifest", lambda isas: small.UNITS)
     monkeypatch.setenv("EXPRUNE_KERNELS", "auto")
