@@ -44,8 +44,8 @@ def shrink(
     What is tied goes together: groups come from `exprune_fx.symmetries`. Inputs and outputs are tied to the outside, so
     they keep their sizes; a classifier's classes stay. A removed member's producing weights count as zero; its biases
     and shifts stay, and what they then give goes into the biases of what reads it (see `constants`). Normalisations
-    over members (layer norm, group norm) take what is left. Attention keeps the scale of its whole head dim: where torch
-    takes it from the head dim, queries and keys are scaled to make up for it.
+    over members (layer norm, group norm) take what is left. Attention keeps the scale of its whole head dim: where
+    torch takes it from the head dim, queries and keys are scaled to make up for it.
 
     A module is changed in place, all at once, after a copy has run and given what the smaller graph gives; on any error
     it is untouched, bit for bit. Its parameters are new objects: make optimizers afterwards. A captured graph is left
