@@ -5,15 +5,43 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exprune_fx.errors import PlanError, ShrinkError
-from exprune_fx.static.plan import AttributeChange
 
 _MISSING = object()
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    """An attribute of a module that follows the new sizes: `out_channels`, `num_heads`.
+
+    Attributes:
+        module: dotted name, "" for the root.
+        name: of the attribute.
+        value: the new one: a number, or several (`normalized_shape`).
+    """
+
+    module: str
+    name: str
+    value: int | tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        value = list(self.value) if isinstance(self.value, tuple) else self.value
+        return {"module": self.module, "name": self.name, "value": value}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AttributeChange:
+        """The inverse of ``to_dict``."""
+        value = data["value"]
+        return cls(
+            str(data["module"]), str(data["name"]), tuple(map(int, value)) if isinstance(value, list) else int(value)
+        )
 
 
 class Bindings:

@@ -13,6 +13,7 @@ from torch import nn
 
 from exprune_fx.errors import PlanError
 from exprune_fx.static.cuts import TensorCut
+from exprune_fx.static.module import AttributeChange, Bindings
 
 FORMAT = "exprune-channel-plan"
 FORMAT_VERSION = 1
@@ -50,34 +51,6 @@ class GroupPlan:
         """The inverse of ``to_dict``."""
         removed = tuple(tuple(int(i) for i in gone) for gone in data["removed"])
         return cls(str(data["name"]), int(data["size"]), removed, tuple(str(name) for name in data["tensors"]))
-
-
-@dataclass(frozen=True)
-class AttributeChange:
-    """An attribute of a module that follows the new sizes: `out_channels`, `num_heads`.
-
-    Attributes:
-        module: dotted name, "" for the root.
-        name: of the attribute.
-        value: the new one: a number, or several (`normalized_shape`).
-    """
-
-    module: str
-    name: str
-    value: int | tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        value = list(self.value) if isinstance(self.value, tuple) else self.value
-        return {"module": self.module, "name": self.name, "value": value}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> AttributeChange:
-        """The inverse of ``to_dict``."""
-        value = data["value"]
-        return cls(
-            str(data["module"]), str(data["name"]), tuple(map(int, value)) if isinstance(value, list) else int(value)
-        )
 
 
 @dataclass(frozen=True)
@@ -143,8 +116,6 @@ class ChannelPlan:
                 "this plan is of a graph: it does not say what the attributes of modules become",
                 hint="shrink the module for a plan that replays, or save the smaller graph itself",
             )
-        from exprune_fx.static.module import Bindings  # noqa: PLC0415 (it builds on this module)
-
         bindings = Bindings(model)
         for each in self.rounds:
             for cut in each.tensors:

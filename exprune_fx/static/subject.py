@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from exprune_fx.errors import ShrinkError
 from exprune_fx.graph import capture
 from exprune_fx.graph.running import examples_in
-from exprune_fx.static.module import Bindings, aliases, attribute_changes, can_add, refuse_unusual
-from exprune_fx.static.plan import AttributeChange, Round
+from exprune_fx.static.module import AttributeChange, Bindings, aliases, attribute_changes, can_add, refuse_unusual
+from exprune_fx.static.plan import Round
 from exprune_fx.static.smaller import Smaller
 from exprune_fx.static.trial import Trial, try_out, view_attributes
 
