@@ -15,8 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import ShrinkError
-from exprune_fx.static.module import Bindings, shared_copy
-from exprune_fx.static.plan import AttributeChange
+from exprune_fx.static.module import AttributeChange, Bindings, shared_copy
 
 aten = torch.ops.aten
 _SIZED_NAMES = """
