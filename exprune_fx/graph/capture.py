@@ -137,7 +137,8 @@ def _hint(name: str, text: str) -> str:
         return "the model takes a size or a branch from the values of a tensor; compute it outside the model"
     if ("onstraint" in text and "violated" in text) or "dynamic_shapes" in text or "dynamic shape" in text:
         return "make dynamic_shapes agree with what the model needs (Dim.AUTO lets torch.export decide)"
-    if "register a pytree" in text or "register_dataclass" in text:
+    unregistered = "register a pytree" in text or "register_dataclass" in text
+    if unregistered or (name == "TypeError" and "unhashable type" in text):  # as torch before 2.12 says it
         return "register the output class: torch.export.register_dataclass(cls), or return a tuple or dict"
     return "check that model(*args, **kwargs) works in eval mode; the cause is chained below"
 

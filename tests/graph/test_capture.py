@@ -360,7 +360,13 @@ def test_pickle_round_trip_computes_the_same() -> None:
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
-        (nn.LSTM(4, 5, 2), (7, 2, 4)),
+        pytest.param(
+            nn.LSTM(4, 5, 2),
+            (7, 2, 4),
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.11."), reason="torch 2.11 records other shapes than its lstm gives"
+            ),
+        ),
         (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8)),
         (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), (2, 3)),
         (nn.InstanceNorm2d(3, track_running_stats=True), (2, 3, 4, 4)),

@@ -168,7 +168,7 @@ def llama(generator: torch.Generator) -> Architecture:
     return Architecture(
         randomise(Llama(), generator),
         (tokens,),
-        ({0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")},),
+        ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},),
         (
             free(
                 13,
