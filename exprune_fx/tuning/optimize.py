@@ -186,8 +186,8 @@ class _Search:
         plan = Plan(settled.sites, dict(self.orders), "latency", self.frontier.examples, machine_text(), settled.timing)
         if not plan.staged:
             return plan, self.dense
-        removed = sum(entry.fraction_removed > 0 for entry in plan.staged)
-        score = self._score(plan, "clock", float(removed), self._removed(plan))
+        assert self._best is not None  # else nothing was allowed, and the plan is dense
+        score = self._score(plan, "clock", self._best[0].damage, self._removed(plan))
         if self.dense.value - score.value <= self.max_drop:
             return plan, score
         dense = tuple(found[0].entry for found in self.frontier.options.values())

@@ -15,7 +15,7 @@ class Trial:
 
     Attributes:
         allocation: how the plan spread the damage: "uniform" (a unit of energy costs the same everywhere), "measured"
-            (by what it does to the outputs), or "clock" (of these, what is faster on this machine).
+            (by what it does to the outputs), or "clock" (of the best of these, what is faster on this machine).
         damage: expected, in the allocation's own unit.
         fraction_removed: expected share of all FLOPs, tests counted, on the calibration examples.
         score: the metric on the selection data.
