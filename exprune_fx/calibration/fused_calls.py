@@ -12,17 +12,7 @@ from torch import Tensor, fx
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.sites.site import Activation
 from exprune_fx.staging import ROLE_KEY, SITE_KEY
-
-_NAMES = {
-    "staged_linear_relu": "x weight bias residual down up stages block guard number limits activation",
-    "staged_conv2d_relu": (
-        "x weight bias residual down up stages guard number limits stride padding dilation groups activation"
-    ),
-    "staged_ffn": "x weight bias down up stages block guard number limits activation weight_out bias_out",
-    "staged_gated_ffn": (
-        "x weight bias down up stages block guard number limits activation weight_value bias_value weight_out bias_out"
-    ),
-}
+from exprune_fx.staging.arguments import arguments_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +53,7 @@ def fused_calls(gm: fx.GraphModule) -> dict[str, FusedCall]:
 def _call_of(gm: fx.GraphModule, node: fx.Node) -> FusedCall:
     assert isinstance(node.target, torch._ops.OpOverload)
     operator = node.target._schema.name.partition("::")[2]
-    arguments = dict(zip(_NAMES[operator].split(), node.args, strict=True))
+    arguments = arguments_of(node)
     has_residual = arguments.get("residual") is not None
     for name, value in arguments.items():
         if isinstance(value, fx.Node):
