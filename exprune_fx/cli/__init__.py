@@ -1,3 +1,3 @@
-"""The command line: ``exprune demo`` and ``exprune explain``."""
+"""The command line: ``exprune``."""
 
 from exprune_fx.cli.app import main as main

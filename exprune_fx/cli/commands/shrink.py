@@ -1,0 +1,79 @@
+"""``exprune shrink``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exprune_fx.cli.shared import (
+    JsonOption,
+    ShapesOption,
+    ThreadsOption,
+    UsageError,
+    check_writable,
+    failures,
+    let_import_from_here,
+    parse_shape,
+    progress,
+    set_threads,
+    write_json,
+    written_by,
+)
+from exprune_fx.cli.shrink import CRITERIA, Ranking, Wanted, shrink_named
+from exprune_fx.cli.subject import is_model_name
+
+
+def shrink(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="package.module:callable, as for explain, or a shipped model."),
+    ],
+    input_shape: ShapesOption = None,
+    criterion: Annotated[str, typer.Option("--criterion", help=f"One of {', '.join(CRITERIA)}.")] = CRITERIA[0],
+    a: Annotated[float, typer.Option("--a", min=0, max=1, help="Weight of magnitude in hybrid.")] = 0.5,
+    target_flops: Annotated[
+        float | None, typer.Option("--target-flops", help="Fraction of FLOPs that remains.")
+    ] = None,
+    target_params: Annotated[
+        float | None, typer.Option("--target-params", help="Fraction of parameters to leave.")
+    ] = None,
+    fraction_removed: Annotated[
+        float | None, typer.Option("--fraction-removed", help="Fraction of channels, neurons and heads that go.")
+    ] = None,
+    ranking: Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")] = "global",
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", metavar="NAME", help="Module, parameter or group to leave whole.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Write the channel plan.")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Write the state dict.")] = None,
+    json_path: JsonOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Removes the channels, neurons and heads that matter least for good, and prints a table of every group.
+
+    Expressiveness and hybrid look at the shipped images, at the args that the callable returns, or at noise. Groups of
+    which the model's own code fixes the size are left whole.
+    """
+    given = [value for value in (target_flops, target_params, fraction_removed) if value is not None]
+    with failures():
+        check_writable(plan, weights, json_path)
+        set_threads(threads)
+        shapes = [parse_shape(text) for text in input_shape or []]
+        if criterion not in CRITERIA or ranking not in ("global", "layer") or len(given) != 1:
+            raise UsageError(
+                f"give one target, a criterion of {', '.join(CRITERIA)}, and global or layer as the ranking"
+            )
+        if not is_model_name(model) or model.endswith(".pt2"):
+            raise UsageError(f"{model!r} names no module: give package.module:callable or a shipped model")
+        let_import_from_here()
+        order: Ranking = "global" if ranking == "global" else "layer"
+        left = tuple(ignore or ())
+        wanted = Wanted(criterion, a, target_flops, target_params, fraction_removed, order, left, plan, weights)
+        with progress(model) as say:
+            small, figures = shrink_named(model, shapes, wanted, say)
+        typer.echo(str(small.report))
+        for name, value in figures.items():
+            typer.echo(f"{name.replace('_', ' ')}: {100 * value:.2f} %")
+        write_json(json_path, {**written_by(model), **figures, **small.report.to_dict()})
