@@ -1,0 +1,1 @@
+"""Experiments on real data: what the papers report, made again, and ours beside it."""
