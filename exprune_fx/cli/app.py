@@ -12,6 +12,7 @@ import typer
 
 from exprune_fx.cli.commands.bench import bench
 from exprune_fx.cli.commands.demo import demo
+from exprune_fx.cli.commands.experiment import experiment
 from exprune_fx.cli.commands.explain import explain
 from exprune_fx.cli.commands.shrink import shrink
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, explain, shrink, bench):
+for command in (demo, explain, shrink, bench, experiment):
     app.command()(command)
 
 

@@ -55,12 +55,14 @@ class Counts:
         tuning: fine-tuning goes through these.
         selection: settings are chosen on these; the dense model was trained on them.
         test: only for judging; the dense model never saw them.
+        glance: the first of these, for judging before fine-tuning.
     """
 
     scoring: int = 1000
     tuning: int = 5000
     selection: int = 2000
     test: int = 10000
+    glance: int = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,7 @@ class Classifier:
         tuning: see `Counts`.
         selection: see `Counts`.
         test: see `Counts`.
+        glance: see `Counts`.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Classifier:
     tuning: Labelled
     selection: Labelled
     test: Labelled
+    glance: Labelled
 
     @property
     def args(self) -> tuple[Tensor]:
@@ -131,9 +135,8 @@ def _divided(
     if counts.scoring + counts.selection > len(rest) or counts.tuning > len(tuning) or counts.test > len(test):
         raise DataError(f"{name} has not enough images for {counts}", hint="ask for fewer")
     selection = rest[counts.scoring : counts.scoring + counts.selection]
-    return Classifier(
-        name, make, initial, rest[: counts.scoring], tuning[: counts.tuning], selection, test[: counts.test]
-    )
+    scoring, judged = rest[: counts.scoring], test[: counts.test]
+    return Classifier(name, make, initial, scoring, tuning[: counts.tuning], selection, judged, judged[: counts.glance])
 
 
 def judge(model: Any, data: Labelled, *, bfloat16: bool) -> float:

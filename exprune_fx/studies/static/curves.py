@@ -10,18 +10,20 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from exprune_fx.report.layout import Section
 from exprune_fx.static import Criterion, Expressiveness, Hybrid, Magnitude, Random, Scene, Taylor, shrink
 from exprune_fx.static.criteria.base import Scores
 from exprune_fx.static.folding import Constants
 from exprune_fx.static.select import Ranking
 from exprune_fx.studies.static.classifiers import Classifier, judge
-from exprune_fx.studies.static.tables import Table, percent
+from exprune_fx.studies.static.tables import percent, section
 from exprune_fx.studies.subjects.training import Recipe, train_classifier
 
 Say = Callable[[str], None]
 SHARES = (0.25, 0.5, 0.75)
 """Weights of magnitude that `Hybrid` is tried with."""
 HYBRID = "Hybrid("
+DROPS = (0.01, 0.02)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Point:
         criterion: its name; "dense" where nothing was removed.
         params_removed: fraction of the dense parameters.
         flops_removed: fraction of the dense FLOPs.
-        before: accuracy on the test images, without fine-tuning.
-        after: the same, after fine-tuning; None where there was none.
+        before: accuracy without fine-tuning: on the first test images, of the dense model on all.
+        after: accuracy on all test images after fine-tuning; None where there was none.
         selection: accuracy on the selection images, after fine-tuning where there was any.
     """
 
@@ -46,7 +48,7 @@ class Point:
 
     @property
     def accuracy(self) -> float:
-        """On the test images, in the end."""
+        """In the end."""
         return self.before if self.after is None else self.after
 
 
@@ -126,7 +128,7 @@ class Curves:
         }
         return max(found, key=lambda name: found[name]) if found else None
 
-    def to_dict(self, drops: Sequence[float] = (0.01,)) -> dict[str, Any]:
+    def to_dict(self, drops: Sequence[float] = DROPS) -> dict[str, Any]:
         """Plain data, with what each curve removes at some drops."""
         return asdict(self) | {
             "params_removed_at_drop": {
@@ -184,7 +186,7 @@ def run_curves(
         say: told what is being done.
         on_point: given all that there is so far, after every point.
     """
-    counts = {name: len(getattr(subject, name)) for name in ("scoring", "tuning", "selection", "test")}
+    counts = {name: len(getattr(subject, name)) for name in ("scoring", "tuning", "selection", "glance", "test")}
     found = Curves(subject.name, counts, setting, ())
     wanted = [("dense", 0.0), *((name, fraction) for fraction in removed for name in compared)]
     for index, (name, fraction) in enumerate(wanted):
@@ -207,7 +209,7 @@ def _point(subject: Classifier, name: str, criterion: Criterion | None, fraction
             constants=setting.constants,
         ).report
         params, flops = report.params_removed, report.flops_removed
-    before = judge(model, subject.test, bfloat16=setting.bfloat16)
+    before = judge(model, subject.glance if criterion is not None else subject.test, bfloat16=setting.bfloat16)
     after = None
     if setting.recipe is not None:
         train_classifier(model, subject.tuning.images, subject.tuning.labels, setting.recipe, lambda _: None)
@@ -215,48 +217,49 @@ def _point(subject: Classifier, name: str, criterion: Criterion | None, fraction
     return Point(name, params, flops, before, after, judge(model, subject.selection, bfloat16=setting.bfloat16))
 
 
-def curves_tables(curves: Curves, drops: Sequence[float] = (0.01,)) -> tuple[Table, ...]:
+def curves_sections(curves: Curves, drops: Sequence[float] = DROPS) -> list[Section]:
     """Every point, and what each curve removes at some drops."""
-    recipe = curves.setting.recipe
-    tuned = (
-        "none"
-        if recipe is None
-        else (
-            f"{recipe.epochs} epoch of {curves.counts['tuning']:,} images in batches of {recipe.batch_size}, "
-            f"one cycle to {recipe.peak_lr:g}, seed {recipe.seed}, the same images in the same order for every model"
-        )
-    )
-    about = (
-        f"Accuracy on {curves.counts['test']:,} images that the dense model never saw, in %"
-        f"{', under bfloat16 autocast' if curves.setting.bfloat16 else ''}. Fine-tuning: {tuned}. Criteria saw "
-        f"{curves.counts['scoring']:,} images; ranking {curves.setting.ranking}, constants {curves.setting.constants}."
-    )
     rows = [
         (
             point.criterion,
             percent(point.params_removed, 1),
             percent(point.flops_removed, 1),
             percent(point.before),
-            "-" if point.after is None else percent(point.after),
+            percent(point.after),
             percent(point.selection),
         )
         for point in curves.points
     ]
-    columns = ("criterion", "parameters removed", "FLOPs removed", "before", "after fine-tuning", "selection images")
-    every = Table(f"Curves: {curves.model}", about, columns, tuple(rows))
-    return every, _crossings(curves, drops)
+    titles = ("criterion", ">parameters removed", ">FLOPs removed", ">before", ">after", ">selection")
+    return [section(f"Curves: {curves.model}", _about(curves), titles, rows), _crossings(curves, drops)]
 
 
-def _crossings(curves: Curves, drops: Sequence[float]) -> Table:
-    rows = []
-    for name in curves.names():
-        found = [curves.removed_at(name, drop) for drop in drops]
-        rows.append((name, *("-" if each is None else percent(each, 1) for each in found)))
-    chosen = ", ".join(f"{100 * drop:g} points: {curves.best_hybrid(drop) or 'none'}" for drop in drops)
-    return Table(
+def _about(curves: Curves) -> str:
+    counts, setting = curves.counts, curves.setting
+    recipe = setting.recipe
+    tuned = "Nothing was fine-tuned."
+    if recipe is not None:
+        tuned = (
+            f"After: fine-tuned for {recipe.epochs} epoch of {counts['tuning']:,} training images in batches of "
+            f"{recipe.batch_size}, one cycle to {recipe.peak_lr:g}, seed {recipe.seed}: the same images in the same "
+            "order for every model."
+        )
+    return (
+        f"All figures in %. Accuracy before on {counts['glance']:,}, after on {counts['test']:,} images that the dense "
+        f"model never saw; selection: on {counts['selection']:,} training images, in the end. {tuned} Criteria saw "
+        f"{counts['scoring']:,} training images; ranking {setting.ranking}, constants {setting.constants}"
+        f"{', judged under bfloat16 autocast' if setting.bfloat16 else ''}."
+    )
+
+
+def _crossings(curves: Curves, drops: Sequence[float]) -> Section:
+    chosen = ", ".join(f"{100 * drop:g}: {curves.best_hybrid(drop) or 'none'}" for drop in drops)
+    rows = [(name, *(percent(curves.removed_at(name, drop), 1) for drop in drops)) for name in curves.names()]
+    return section(
         f"Parameters removed at a drop: {curves.model}",
-        f"Where each curve falls below the dense model as it came ({percent(curves.dense.before)} %), linear between "
-        f"points; '-' where it does not. Chosen on the {curves.counts['selection']:,} selection images: {chosen}.",
-        ("criterion", *(f"{100 * drop:g} points" for drop in drops)),
-        tuple(rows),
+        f"In %, where each curve falls so many points below the dense model as it came ({percent(curves.dense.before)} "
+        "% before any fine-tuning), linear between points; '-' where it does not. The hybrid that removes most on the "
+        f"{curves.counts['selection']:,} selection images, by points of drop: {chosen}.",
+        ("criterion", *(f">{100 * drop:g} points" for drop in drops)),
+        rows,
     )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from exprune_fx.graph import capture
+from exprune_fx.report.layout import Section
 from exprune_fx.static import Expressiveness, Noise, Scene
 from exprune_fx.static.criteria.base import Scores
 from exprune_fx.static.units import bundles
 from exprune_fx.studies.static.classifiers import Classifier, Labelled
-from exprune_fx.studies.static.tables import Table
+from exprune_fx.studies.static.tables import section
 from exprune_fx.symmetry import symmetries
 
 Say = Callable[[str], None]
@@ -30,7 +31,7 @@ class Agreement:
     Attributes:
         way: what was scored.
         correlation: group name -> Spearman's rank correlation, -1 to 1; the mean over draws.
-        shared: group name -> of the half that would go by all images, the fraction that would go by this; 0.5 is chance.
+        shared: group name -> of the half that goes by all images, the fraction that goes by this one too; 0.5 is chance.
     """
 
     way: str
@@ -77,7 +78,8 @@ def ranked(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).to(torch.float64)
     middle = last - (counts.to(torch.float64) + 1) / 2
-    return middle[inverse]
+    found: Tensor = middle[inverse]
+    return found
 
 
 def spearman(one: Tensor, other: Tensor) -> float:
@@ -150,7 +152,7 @@ def _agreement(way: str, scores: list[Scores], reference: Scores) -> Agreement:
     )
 
 
-def ranks_table(ranks: Ranks) -> Table:
+def ranks_section(ranks: Ranks) -> Section:
     """A row for each group, a column for each way, and the means."""
     rows = [
         (name, f"{size:,}", *(f"{each.correlation[name]:.3f}" for each in ranks.agreements))
@@ -159,10 +161,10 @@ def ranks_table(ranks: Ranks) -> Table:
     rows.append(("mean", "", *(f"{each.mean:.3f}" for each in ranks.agreements)))
     rows.append(("of the lower half, shared", "", *(f"{each.mean_shared:.3f}" for each in ranks.agreements)))
     ways = "; ".join(f"({i + 1}) {each.way}" for i, each in enumerate(ranks.agreements))
-    return Table(
+    return section(
         f"Rank agreement of expressiveness: {ranks.model}",
         f"Spearman's correlation with the trained network's scores on {ranks.images:,} images, unless said otherwise; "
         f"few images and noise are means over {ranks.draws} draws. {ways}.",
-        ("group", "members", *(f"({i + 1})" for i in range(len(ranks.agreements)))),
-        tuple(rows),
+        ("group", ">members", *(f">({i + 1})" for i in range(len(ranks.agreements)))),
+        rows,
     )

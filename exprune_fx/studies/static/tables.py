@@ -1,35 +1,25 @@
-"""What every experiment prints: a title, a sentence on how it was made, and rows of text."""
+"""What every experiment prints: a title, a sentence on how the figures came about, and rows of text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+
+from exprune_fx.report.layout import Cell, Section, Table, columns
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
+def section(title: str, about: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Section:
+    """A titled table.
 
-    Attributes:
+    Args:
         title: what it is about.
         about: how the figures came about, counts included.
-        columns: headings.
+        titles: of the columns; see `exprune_fx.report.layout.columns`.
         rows: of as many cells.
     """
-
-    title: str
-    about: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def __str__(self) -> str:
-        widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in self._all()]
-        return "\n".join([self.title, self.about, "", *lines])
-
-    def _all(self) -> tuple[tuple[str, ...], ...]:
-        return (self.columns, *self.rows)
+    cells = tuple(tuple(Cell(text) for text in row) for row in rows)
+    return Section(title, (about,), Table(columns(*titles), cells))
 
 
-def percent(fraction: float, digits: int = 2) -> str:
-    """A fraction times 100, without a sign."""
-    return f"{100 * fraction:.{digits}f}"
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction times 100, without a sign; a dash for None."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f}"

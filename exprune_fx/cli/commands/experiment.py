@@ -1,0 +1,85 @@
+"""``exprune experiment``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from exprune_fx.cli.experiment import CLASSIFIERS, EXPERIMENTS, Wanted, run_experiment
+from exprune_fx.cli.shared import (
+    JsonOption,
+    ThreadsOption,
+    UsageError,
+    check_writable,
+    failures,
+    output_console,
+    progress,
+    set_threads,
+    write_json,
+    written_by,
+)
+from exprune_fx.report.terminal import section_renderable
+from exprune_fx.static.folding import Constants
+from exprune_fx.static.select import Ranking
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(EXPERIMENTS)}.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help=f"Only this one, such as {', '.join(CLASSIFIERS)}; may repeat."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of CIFAR-10 and Fashion-MNIST.")
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", metavar="DIR", help="Folder of trained weights, for VGG11-BN.")
+    ] = None,
+    removed: Annotated[
+        list[float] | None,
+        typer.Option("--removed", metavar="FRACTION", help="Of the parameters, a point of the curves; may repeat."),
+    ] = None,
+    criterion: Annotated[
+        list[str] | None, typer.Option("--criterion", metavar="NAME", help="Curves of this one only; may repeat.")
+    ] = None,
+    ranking: Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")] = "global",
+    constants: Annotated[str, typer.Option("--constants", help="exact, mean or drop; see exprune_fx.shrink.")] = "mean",
+    tune: Annotated[int, typer.Option("--tune", min=0, help="Images to fine-tune on; 0 for none.")] = 5000,
+    test: Annotated[int, typer.Option("--test", min=1, help="Images to judge on.")] = 10000,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    json_path: JsonOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Runs an experiment of static pruning, and prints its tables.
+
+    Minutes to an hour on a CPU. The JSON is brought up to date whenever there is something new.
+    """
+    with failures():
+        check_writable(json_path)
+        set_threads(threads)
+        if name not in EXPERIMENTS:
+            raise UsageError(f"no experiment is called {name!r}: use one of {', '.join(EXPERIMENTS)}")
+        if ranking not in ("global", "layer") or constants not in ("exact", "mean", "drop"):
+            raise UsageError("--ranking is global or layer, and --constants exact, mean or drop")
+        points = tuple(removed or (0.3, 0.5, 0.7))
+        if not all(0 < fraction < 1 for fraction in points):
+            raise UsageError("--removed takes fractions between 0 and 1")
+        wanted = Wanted(
+            models=tuple(model or ()),
+            data_dir=data_dir,
+            checkpoints=checkpoints,
+            removed=points,
+            criteria=tuple(criterion or ()),
+            ranking=cast(Ranking, ranking),
+            constants=cast(Constants, constants),
+            tune=tune,
+            test=test,
+            seed=seed,
+        )
+        with progress(name) as say:
+            found = run_experiment(name, wanted, say, lambda data: write_json(json_path, {**written_by(), **data}))
+        console = output_console()
+        for each in found:
+            console.print(section_renderable(each))

@@ -1,0 +1,118 @@
+"""What ``exprune experiment`` does: finds models and data, runs one experiment, and gives its tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exprune_fx import zoo
+from exprune_fx.bench import vgg
+from exprune_fx.errors import DataError
+from exprune_fx.report.layout import Section
+from exprune_fx.static.folding import Constants
+from exprune_fx.static.select import Ranking
+from exprune_fx.studies.static.classifiers import Classifier, Counts, cifar_vgg, fashion
+from exprune_fx.studies.static.curves import Curves, Setting, criteria, curves_sections, run_curves
+from exprune_fx.studies.static.ranks import ranks_section, run_ranks
+from exprune_fx.studies.subjects.training import Recipe
+
+Say = Callable[[str], None]
+Save = Callable[[dict[str, Any]], None]
+CLASSIFIERS = (*zoo.names(), vgg.NAME)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for.
+
+    Attributes:
+        models: names, of those that the experiment knows; the experiment's own choice where empty.
+        data_dir: folder of Fashion-MNIST's files and of CIFAR-10.
+        checkpoints: folder of trained weights, for VGG11-BN.
+        removed: fractions of the parameters that curves remove.
+        criteria: names of those that curves compare; all where empty.
+        ranking: of the curves.
+        constants: of the curves.
+        tune: images of the fine-tuning, 0 for none; of ranks, images that are all the data.
+        test: images that judge.
+        seed: of everything random.
+    """
+
+    models: tuple[str, ...]
+    data_dir: Path | None
+    checkpoints: Path | None
+    removed: tuple[float, ...]
+    criteria: tuple[str, ...]
+    ranking: Ranking
+    constants: Constants
+    tune: int
+    test: int
+    seed: int
+
+    def classifier(self, name: str) -> Classifier:
+        """The named trained model with its data.
+
+        Raises:
+            DataError: there is no such model, or its data are not there.
+        """
+        if name not in CLASSIFIERS:
+            raise DataError(f"no classifier is called {name!r}", hint=f"use one of {', '.join(CLASSIFIERS)}")
+        if self.data_dir is None:
+            raise DataError(f"{name} needs its images", hint="give --data-dir")
+        counts = Counts(tuning=self.tune, test=self.test, glance=min(Counts.glance, self.test))
+        if name != vgg.NAME:
+            return fashion(name, self.data_dir, counts)
+        if self.checkpoints is None:
+            raise DataError(f"{name} needs its weights", hint="give --checkpoints")
+        return cifar_vgg(self.checkpoints, self.data_dir, counts)
+
+
+def run_experiment(name: str, wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    """Runs one experiment.
+
+    Args:
+        name: one of EXPERIMENTS.
+        wanted: what is asked for.
+        say: told what is being done.
+        save: given all figures that there are so far, again and again.
+
+    Returns:
+        Its tables.
+    """
+    return EXPERIMENTS[name](wanted, say, save)
+
+
+def _curves(wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    recipe = Recipe(1, wanted.seed, batch_size=50, peak_lr=0.02) if wanted.tune else None
+    setting = Setting(recipe, wanted.ranking, wanted.constants)
+    done: list[Curves] = []
+    for name in wanted.models or CLASSIFIERS:
+        subject = wanted.classifier(name)
+        compared = criteria(subject, wanted.seed)
+        if unknown := set(wanted.criteria) - set(compared):
+            raise DataError(f"no criterion is called {sorted(unknown)[0]!r}", hint=f"use {', '.join(compared)}")
+        chosen = {key: compared[key] for key in wanted.criteria or compared}
+        done.append(
+            run_curves(
+                subject, chosen, wanted.removed, setting, say, lambda so_far: save(_listed("curves", [*done, so_far]))
+            )
+        )
+    return [each for curves in done for each in curves_sections(curves)]
+
+
+def _ranks(wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    done = []
+    for name in wanted.models or CLASSIFIERS:
+        subject = wanted.classifier(name)
+        done.append(run_ranks(subject, subject.tuning, say, seed=wanted.seed))
+        save(_listed("ranks", done))
+    return [ranks_section(each) for each in done]
+
+
+def _listed(key: str, found: Sequence[Any]) -> dict[str, Any]:
+    return {key: [each.to_dict() for each in found]}
+
+
+EXPERIMENTS: dict[str, Callable[[Wanted, Say, Save], list[Section]]] = {"curves": _curves, "ranks": _ranks}
