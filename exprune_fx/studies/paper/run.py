@@ -1,0 +1,286 @@
+"""Runs one subject: the paper's guards tuned its way, ours by `optimize`, all judged on examples that chose nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.calibration.prepare import Prepared
+from exprune_fx.errors import DataError
+from exprune_fx.graph import capture
+from exprune_fx.graph.edits import tensor_at
+from exprune_fx.pipeline import transform
+from exprune_fx.plan import Plan
+from exprune_fx.studies.paper.counting import Counting, Tally
+from exprune_fx.studies.paper.guards import PUBLISHED, SPAN, GuardName, GuardSpace, heads_of, mean_quantiles
+from exprune_fx.studies.paper.published import published_figure
+from exprune_fx.studies.paper.results import OURS, Curve, Reproduction, Row
+from exprune_fx.studies.paper.search import Trial, chosen, search_settings
+from exprune_fx.studies.paper.store import Store
+from exprune_fx.studies.subjects import Subject
+from exprune_fx.studies.subjects.metrics import drop_interval
+from exprune_fx.tuning import optimize
+from exprune_fx.tuning.study import model_digest, plan_digest
+
+Say = Callable[[str], None]
+DROPS = (0.001, 0.01)
+GIVE_UP = 0.02  # the reference implementation's: a trial this far below the dense model on its first examples ends
+FIRST_PART = 4  # these examples are one in so many
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is made.
+
+    Attributes:
+        trials: settings tried of each of the paper's guards (the reference implementation: 2,000).
+        drops: of the metric that are allowed on the selection examples, as fractions.
+        selection_counted: batches of selection examples that every trial's FLOPs are counted on.
+        test_counted: batches of test examples that the chosen plans' FLOPs are counted on.
+        seed: of the searches and the bootstrap.
+        study: folder that keeps every evaluation, or None.
+    """
+
+    trials: int = 40
+    drops: tuple[float, ...] = DROPS
+    selection_counted: int = 1
+    test_counted: int = 4
+    seed: int = 0
+    study: Path | None = None
+
+
+def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -> Reproduction:
+    """All of one subject.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        DataError: no site has exchangeable terms enough, a study is of something else, or Optuna is not installed.
+    """
+    started = time.perf_counter()
+    run = _Run.of(subject, settings, say)
+    curves, rows = [], []
+    for guard in PUBLISHED:
+        curve, found = run.published(guard)
+        curves.append(curve)
+        rows += found
+    ours, found = run.ours()
+    sizes = [len(target) for target in subject.test.targets[: settings.test_counted]]
+    test = run.tally("dense", run.dense)
+    return Reproduction(
+        subject=subject.name,
+        title=subject.title,
+        about=subject.about,
+        metric=subject.selection.metric.name,
+        dense_selection=run.dense_score,
+        dense_test=subject.test.metric.value(run.dense_test),
+        dense_extras=subject.test.metric.extras(run.dense_test),
+        selection_examples=subject.selection.examples,
+        test_examples=subject.test.examples,
+        counted_examples=sum(sizes),
+        flops_per_example=test.dense / sum(sizes),
+        rows=(*rows, *found),
+        curves=(*curves, ours),
+        trials=settings.trials,
+        wall_s=time.perf_counter() - started,
+    )
+
+
+@dataclass(eq=False)
+class _Run:
+    """What the methods share: the graph, the dense model's results, the file that keeps evaluations."""
+
+    subject: Subject
+    settings: Settings
+    say: Say
+    gm: fx.GraphModule
+    prepared: Prepared
+    heads: dict[str, int]
+    counting: Counting
+    store: Store
+    dense: Plan = field(default_factory=Plan)
+    dense_first: float = 0.0
+    dense_score: float = 0.0
+    dense_test: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @classmethod
+    def of(cls, subject: Subject, settings: Settings, say: Say) -> _Run:
+        """Captures the model and judges it as it is."""
+        say("capture")
+        gm = capture(subject.model, subject.args, dynamic_shapes=subject.dynamic_shapes)
+        prepared = Prepared.of(gm)
+        heads = heads_of(prepared.sites, subject.head_terms, _densities(prepared, subject.sparse))
+        if not heads:
+            raise DataError(
+                f"{subject.title}: no site has more than {subject.head_terms} exchangeable terms",
+                hint="the paper's guards have nothing to test; see exprune explain",
+            )
+        path = None if settings.study is None else settings.study / f"{subject.name}.jsonl"
+        store = Store(path, _digest(f"{model_digest(gm)} {subject.about}"))
+        run = cls(subject, settings, say, gm, prepared, heads, Counting(gm, subject.sparse), store)
+        run.dense = GuardSpace("StatsTest", prepared.sites, heads, {}).plan([0.0] * len(heads))
+        say("the dense model")
+        first = store.get("selection dense", lambda: run._scores(gm))
+        run.dense_first, run.dense_score = first["first"], first["score"]
+        run.dense_test = run.judged("dense", run.dense)
+        return run
+
+    # --- the paper's guards -------------------------------------------------------------------------------------------
+
+    def published(self, guard: GuardName) -> tuple[Curve, list[Row]]:
+        """Tunes one of the paper's guards, and judges what it chose for each drop."""
+        self.say(f"{guard}: scale of the sites")
+        batches = self.subject.calibration
+        quantiles = {} if guard == "StatsTest" else mean_quantiles(self.gm, self.prepared.sites, self.heads, batches)
+        space = GuardSpace(guard, self.prepared.sites, self.heads, quantiles)
+        numbers = itertools.count(1)
+
+        def try_setting(setting: tuple[float, ...]) -> Trial:
+            self.say(f"{guard}: trial {next(numbers)} of {self.settings.trials}")
+            found = self.store.get(f"{guard} {list(setting)}", lambda: self._tried(space.plan(setting)))
+            return Trial(setting, found["score"], found["fraction_removed"], found["given_up"])
+
+        trials = search_settings(
+            space.diagonal, SPAN[guard], try_setting, max(self.settings.trials, 1), self.settings.seed
+        )
+        rows = []
+        for drop in self.settings.drops:
+            best = chosen(trials, self.dense_score, drop)
+            setting = (0.0,) * len(self.heads) if best is None else best.setting
+            lost = 0.0 if best is None else self.dense_score - best.score
+            rows.append(self._row(guard, drop, space.plan(setting), lost, space.numbers(setting)))
+        return Curve(guard, tuple(trials)), rows
+
+    def _tried(self, plan: Plan) -> dict[str, Any]:
+        """One trial on the selection examples; given up where the first of them lose too much."""
+        staged = transform(self.gm, plan)
+        part = self._first_batches
+        selection = self.subject.selection
+        if selection.metric.is_mean:
+            first = selection.metric.value(selection.each(staged, 0, part))
+            if first < self.dense_first - GIVE_UP:
+                return {"score": first, "fraction_removed": 0.0, "given_up": True}
+        score = selection.metric.value(selection.each(staged))
+        counted = selection.batches[: self.settings.selection_counted]
+        tally = self.counting.tally(staged, counted)
+        return {"score": score, "fraction_removed": tally.fraction_removed, "given_up": False}
+
+    # --- ours ---------------------------------------------------------------------------------------------------------
+
+    def ours(self) -> tuple[Curve, list[Row]]:
+        """Calibrated guards by `optimize`, for each drop."""
+        rows, trials = [], []
+        for drop in self.settings.drops:
+            self.say(f"{OURS}: optimize within a drop of {100 * drop:g} points")
+            found = self.store.get(f"{OURS} {drop}", lambda drop=drop: self._optimized(drop))
+            trials += [Trial((), score, removed) for score, removed in found["trials"]]
+            rows.append(self._row(OURS, drop, Plan.from_dict(found["plan"]), found["drop"], {}))
+        return Curve(OURS, tuple(trials)), rows
+
+    def _optimized(self, drop: float) -> dict[str, Any]:
+        subject = self.subject
+        study = None if self.settings.study is None else self.settings.study / f"{subject.name}.optimize.jsonl"
+        best = optimize(
+            subject.model,
+            subject.args,
+            dynamic_shapes=subject.dynamic_shapes,
+            batches=subject.calibration,
+            evaluate=subject.selection,
+            max_drop=drop,
+            head="prefix" if subject.sparse else "auto",
+            study=study,
+            seed=self.settings.seed,
+        )
+        return {
+            "plan": best.plan.to_dict(),
+            "drop": best.report.selection.drop,
+            "trials": [[trial.score, trial.fraction_removed] for trial in best.report.trials],
+        }
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    def _row(self, method: str, drop: float, plan: Plan, lost: float, numbers: dict[str, float | None]) -> Row:
+        self.say(f"{method}: judged, allowed to lose {100 * drop:g} points")
+        each = self.judged(plan_digest(plan), plan)
+        tally = self.tally(plan_digest(plan), plan)
+        metric = self.subject.test.metric
+        return Row(
+            method=method,
+            max_drop=drop,
+            selection_drop=lost,
+            score=metric.value(each),
+            drop=metric.value(self.dense_test) - metric.value(each),
+            interval=drop_interval(metric, self.dense_test, each, self.settings.seed),
+            fraction_removed=tally.fraction_removed,
+            overhead=tally.overhead / tally.dense,
+            alive_fraction=dict(tally.alive_fraction),
+            numbers=numbers,
+            extras=metric.extras(each),
+            published=published_figure(self.subject.name, drop) if method != OURS else None,
+        )
+
+    def judged(self, key: str, plan: Plan) -> Tensor:
+        """What the metric keeps of the test examples under a plan."""
+
+        def judge() -> dict[str, Any]:
+            model = transform(self.gm, plan) if plan.staged else self.gm
+            return {"each": self.subject.test.each(model).tolist()}
+
+        return torch.tensor(self.store.get(f"test {key}", judge)["each"], dtype=torch.float64)
+
+    def tally(self, key: str, plan: Plan) -> Tally:
+        """FLOPs on test examples under a plan."""
+
+        def count() -> dict[str, Any]:
+            staged = transform(self.gm, plan, lower=False)
+            tally = self.counting.tally(staged, self.subject.test.batches[: self.settings.test_counted])
+            return {
+                "dense": tally.dense,
+                "staged": tally.staged,
+                "overhead": tally.overhead,
+                "alive": tally.alive_fraction,
+            }
+
+        found = self.store.get(f"flops {key}", count)
+        return Tally(found["dense"], found["staged"], found["overhead"], found["alive"])
+
+    @property
+    def _first_batches(self) -> int:
+        return max(len(self.subject.selection.batches) // FIRST_PART, 1)
+
+    def _scores(self, model: Any) -> dict[str, Any]:
+        selection = self.subject.selection
+        each = selection.each(model)
+        first = sum(len(target) for target in selection.targets[: self._first_batches])
+        value = selection.metric.value
+        return {"score": value(each), "first": value(each[:first]) if selection.metric.is_mean else 0.0}
+
+
+def _densities(prepared: Prepared, sparse: bool) -> dict[str, float]:
+    """By site, the share of terms with any weight that is not zero; 1 where all weights are counted."""
+    if not sparse:
+        return dict.fromkeys((site.name for site in prepared.sites), 1.0)
+    found = {}
+    for site in prepared.sites:
+        weight = tensor_at(prepared.gm, site.weight).detach()
+        found[site.name] = float((weight.reshape(len(weight), site.terms, -1) != 0).any(2).double().mean())
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_text(settings: Settings) -> Sequence[str]:
+    """What a table says of how it was made."""
+    return (
+        f"{settings.trials} trials of each of the paper's guards (the reference implementation: 2,000), seed "
+        f"{settings.seed}, no fine-tuning",
+    )
