@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils import _pytree as pytree
 
 from exprune_fx.errors import CaptureError
+from exprune_fx.graph._codegen import DialectCodeGen
 
 _MAX_ACCEPTED = 256  # shapes remembered
 _HINT_SHAPE = "capture with dynamic_shapes for the sizes that vary, or call with inputs like the example"
@@ -104,7 +105,7 @@ def bind_inputs(
 
 @dataclass(frozen=True)
 class InputCheck:
-    """A forward pre-hook that refuses inputs for which the captured graph was not traced.
+    """Refuses inputs for which the captured graph was not traced; the graph's own code calls it first.
 
     Attributes:
         leaves: one entry for each placeholder: ``("size", dims)`` for a tensor, ``("value", constant)`` for anything
@@ -121,7 +122,8 @@ class InputCheck:
     @staticmethod
     def of(gm: nn.Module) -> InputCheck | None:
         """The check that hangs on a module."""
-        return next((h for h in gm._forward_pre_hooks.values() if isinstance(h, InputCheck)), None)
+        found = getattr(gm, "input_check", None)
+        return found if isinstance(found, InputCheck) else None
 
     @staticmethod
     def from_graph(graph: fx.Graph, ranges: Mapping[Any, Any], guards: Sequence[str]) -> InputCheck:
@@ -134,22 +136,26 @@ class InputCheck:
         return InputCheck(leaves, known, tuple(guards))
 
     def attach(self, gm: fx.GraphModule) -> None:
-        """Hangs the check on `gm`."""
-        gm.register_forward_pre_hook(self, with_kwargs=True)
+        """Lets the code of `gm`, a graph of the dialect, begin with the check."""
+        codegen = gm.graph._codegen
+        assert isinstance(codegen, DialectCodeGen)
+        gm.__dict__["input_check"] = self  # neither a tensor nor a module
+        codegen.checked = True
+        gm.recompile()
 
-    def __call__(self, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Checks one call's inputs.
+    def __call__(self, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
+        """Checks one call's inputs; symbols of a tracer pass.
 
         Raises:
             CaptureError: a size, or a baked-in value, is not one for which the graph is valid.
         """
-        if torch.compiler.is_compiling():
-            return
         # Of tensors alone, only the shapes matter: a serving loop pays for the full check once per shape.
         key = None if kwargs or not all(type(a) is Tensor for a in args) else tuple(a.shape for a in args)
         if key is not None and key in self._accepted:
             return
-        bound, flat = bind_inputs(gm, args, kwargs)
+        if any(isinstance(value, fx.Proxy) for value in args):
+            return
+        bound, flat = bind_inputs(gm, args, kwargs or {})
         names = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
         problem = self._problem(names, flat) or self._guard_problem(bound)
         if problem:

@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import Node
 
 from exprune_fx.errors import ExpruneError
+from exprune_fx.graph._codegen import DialectCodeGen
 from exprune_fx.graph._inputs import InputCheck
 
 CONSTANTS_KEY = "exprune_constants"
@@ -59,6 +61,9 @@ def assemble(
         constants: the targets that become non-persistent buffers.
         meta: what to put into the module's ``meta``.
     """
+    codegen = graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen) and not isinstance(codegen, DialectCodeGen):
+        graph.set_codegen(DialectCodeGen(codegen.pytree_info))
     root = {str(n.target): tensors[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
     gm = DialectModule(root, graph, "GraphModule")
     for name in constants:

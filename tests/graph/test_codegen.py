@@ -1,0 +1,85 @@
+"""The Python of dialect graphs: plain where the signature is, pytrees where it is not, the check first of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from exprune_fx.errors import CaptureError
+from exprune_fx.graph import capture
+
+
+class Answers(nn.Module):
+    """Gives the sum and the difference of its inputs, packed as it is told."""
+
+    def __init__(self, pack: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x: Tensor, *, y: Tensor) -> Any:
+        return self.pack(x + y, x - y)
+
+
+X, Y = torch.arange(6.0).reshape(2, 3), torch.full((2, 3), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("pack", "plain"),
+    [
+        (lambda a, b: a, True),
+        (lambda a, b: (a,), True),
+        (lambda a, b: (a, b), True),
+        (lambda a, b: [b, a], True),
+        (lambda a, b: {"sum": a, "it's": b}, True),
+        (lambda a, b: {"pair": (a, b)}, False),
+        (lambda a, b: (a, None), True),
+        (lambda a, b: torch.return_types.topk((a, b)), False),
+    ],
+    ids=["leaf", "tuple of one", "tuple", "list", "dict", "nested", "none", "named"],
+)
+def test_results_keep_their_structure(pack: Callable[[Tensor, Tensor], Any], plain: bool) -> None:
+    model = Answers(pack)
+    gm = capture(model, (X,), {"y": Y})
+    assert ("tree_" not in gm.code) == plain
+    want, got = model(X, y=Y), gm(X, y=Y)
+    assert type(got) is type(want)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)  # the same operations on the same numbers
+
+
+def test_nested_arguments_are_flattened() -> None:
+    class Nested(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor], scale: dict[str, Tensor]) -> Tensor:
+            return pair[0] * scale["by"] + pair[1]
+
+    args = ((X, Y), {"by": Y.clone()})
+    gm = capture(Nested(), args)
+    assert "tree_flatten_spec" in gm.code
+    assert torch.equal(gm(*args), X * Y + Y)
+
+
+@pytest.mark.parametrize("call", [lambda gm, *a, **k: gm(*a, **k), lambda gm, *a, **k: gm.forward(*a, **k)])
+def test_the_check_comes_first(call: Callable[..., Any]) -> None:
+    gm = capture(Answers(lambda a, b: a), (X,), {"y": Y})
+    with pytest.raises(CaptureError, match=r"size 0 of input 'x' must be 2"):
+        call(gm, X[:1], y=Y[:1])
+
+
+def test_a_compiled_graph_is_guarded_by_the_compiler_alone() -> None:
+    gm = capture(Answers(lambda a, b: a), (X,), {"y": Y})
+    called: list[tuple[Any, ...]] = []
+    gm.__dict__["input_check"] = lambda *args: called.append(args)
+    compiled = torch.compile(gm, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(X, y=Y), X + Y)
+    assert not called
+    gm(X, y=Y)
+    assert len(called) == 1
+
+
+def test_tracing_it_again_records_the_operations_alone() -> None:
+    gm = capture(Answers(lambda a, b: a), (X,), {"y": Y})
+    traced = fx.symbolic_trace(gm)
+    assert [str(n.target) for n in traced.graph.nodes] == ["x", "y", "aten.add.Tensor", "output"]
