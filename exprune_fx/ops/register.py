@@ -14,7 +14,7 @@ from torch import Tensor
 from exprune_fx.ops import reference
 
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation"
-_SCHEMAS: dict[Callable[..., Tensor], str] = {
+_SCHEMAS: dict[Callable[..., Tensor | tuple[Tensor, Tensor]], str] = {
     reference.partial_linear: "(Tensor x, Tensor weight, int start, int stop, Tensor? partial=None)",
     reference.squares_linear: "(Tensor x, Tensor weight, int start, int stop, int block, Tensor? squares=None)",
     reference.partial_conv: (
@@ -51,11 +51,18 @@ _SCHEMAS: dict[Callable[..., Tensor], str] = {
         f"{_GEOMETRY}, int groups, int start, str activation)"
     ),
     reference.gated_linear: "(Tensor gate, Tensor x, Tensor weight, Tensor? bias)",
+    reference.guard_dominance: (
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor codes, Tensor numbers, Tensor? center, Tensor? basis, "
+        "Tensor slack, int[] stages, float[] reach, int winners)"
+    ),
+    reference.finish_argmax: "(Tensor x, Tensor weight, Tensor? bias, Tensor stopped)",
+    reference.finish_topk: "(Tensor x, Tensor weight, Tensor? bias, Tensor stopped, int k)",
 }
+_RESULTS = {reference.finish_topk: "(Tensor values, Tensor indices)"}
 
 _library = torch.library.Library("exprune", "FRAGMENT")
 for _function, _arguments in _SCHEMAS.items():
-    _library.define(f"{_function.__name__}{_arguments} -> Tensor")
+    _library.define(f"{_function.__name__}{_arguments} -> {_RESULTS.get(_function, 'Tensor')}")
     _library.impl(_function.__name__, _function, "CompositeImplicitAutograd")
 
 OPERATORS: tuple[str, ...] = tuple(function.__name__ for function in _SCHEMAS)

@@ -35,6 +35,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exprune, m) {
   m.def("staged_conv2d_relu(Tensor x) -> Tensor");
   m.def("staged_ffn(Tensor x) -> Tensor");
   m.def("staged_gated_ffn(Tensor x) -> Tensor");
+  m.def("staged_argmax(Tensor x) -> Tensor");
+  m.def("staged_topk(Tensor x) -> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(exprune, CompositeExplicitAutograd, m) {
   m.impl("kernels_isa", TORCH_BOX(&kernels_isa));

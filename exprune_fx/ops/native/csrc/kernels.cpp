@@ -9,6 +9,7 @@
 
 #include "across_neurons.h"
 #include "across_pixels.h"
+#include "election.h"
 #include "images.h"
 #include "second.h"
 
@@ -169,13 +170,15 @@ void feed_forward(const FeedForward& layers, const Host& host) {
   host.parallel(cut.chunks * divide_up(second.rows, kRows), second_piece, &cut);
 }
 
+void election(const Election& election, const Host& host) { elect<Number>(election, host); }
+
 }  // namespace
 }  // namespace EXPRUNE_ISA_NAMESPACE
 
 template <>
 const Kernels& kernels_of<static_cast<Isa>(EXPRUNE_ISA), Dtype::EXPRUNE_DTYPE>() {
   using namespace EXPRUNE_ISA_NAMESPACE;
-  static const Kernels kernels{widen_image, dense_pixels, input_norms, site, feed_forward};
+  static const Kernels kernels{widen_image, dense_pixels, input_norms, site, feed_forward, election};
   return kernels;
 }
 

@@ -122,6 +122,26 @@ struct FeedForward {
   SecondLayer second;
 };
 
+// The `winners` largest of weight[j, :] . input[row, :] + bias[j] over all classes j, for each row: a class is computed
+// only if its upper bound reaches what so many others are known to have. See exprune_fx/ops/dominance.py for the tables.
+struct Election {
+  int64_t rows, classes, features, winners;
+  const void* input;        // [rows, features], dtype
+  Rows weight;              // [classes, features]
+  const float* bias;        // [classes] or null
+  const int8_t* codes;      // stage by stage [classes, features of the stage], and 64 bytes that may be read
+  const float* numbers;     // [2 + 2 * stages, classes]: scale, shift; by stage: error of what is seen, norm of the rest
+  const float* center;      // [2, features]: what is subtracted from inputs, and from all rows of weights; or null
+  const float* basis;       // [features, features], or [features] if it is diagonal, or null
+  bool diagonal;
+  const float* slack;       // [5]: see Tables.slack
+  int64_t stages;
+  const int64_t* seen;      // [stages], features
+  const double* reach;      // [stages]
+  void* values;             // [rows, winners], dtype, or null
+  int64_t* indices;         // [rows, winners]
+};
+
 // The operator's input, of any dtype and strides (in elements).
 struct Source {
   Dtype dtype;
@@ -139,7 +159,7 @@ struct Host {
   void* (*scratch)(int purpose, int64_t bytes);
 };
 
-enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kPurposes };
+enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kElection, kPurposes };
 
 // The kernels of one instruction set for one dtype.
 struct Kernels {
@@ -152,6 +172,7 @@ struct Kernels {
   void (*input_norms)(const Site& site, float* norms, const Host& host);
   void (*site)(const Site& site, const Host& host);
   void (*feed_forward)(const FeedForward& layers, const Host& host);
+  void (*election)(const Election& election, const Host& host);
 };
 
 enum class Isa : int { Portable = 0, Avx2 = 2, Avx512 = 5 };  // the values of EXPRUNE_ISA

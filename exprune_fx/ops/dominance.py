@@ -1,0 +1,132 @@
+"""The tables that `Dominance` reads of a prediction head's weight: codes, their errors, and what rounding may cost.
+
+All logits ``z_j = w_j . x + b_j`` share ``omega . x``, and inputs are near their mean ``mu``, so with a basis B
+
+    z_j = w'_j . x' + shift_j + omega . x,   w'_j = (w_j - omega) B^-1,   x' = B (x - mu),   shift_j = (w_j - omega) . mu + b_j
+
+holds for any ``mu``, ``omega`` and invertible B. Rows ``w'_j`` are rounded to 8-bit codes times a scale, and are read in
+stages. After n features, what was not seen of ``w'_j . x'`` is, by Cauchy-Schwarz, at most
+
+    |w'_j[:n] - scale_j codes_j[:n]| * |x'[:n]| + |w'_j[n:]| * |x'[n:]|                       (norms of both are kept)
+
+LEMP (Teflioudi et al., SIGMOD 2015) and FEXIPRO (Li et al., SIGMOD 2017) bound inner products so; the codes' error is
+one term more. Products of codes and of inputs, which are rounded to 16 bits, are summed in integers, without rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+READ_BEYOND = 64  # bytes behind the codes that kernels may read
+LARGEST_CODE = 127
+_ROUNDING = 2.0**-23  # twice the unit roundoff of float32
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What a weight and a bias come to.
+
+    Attributes:
+        codes: int8 [out, features].
+        numbers: float32 [2 + 2 * stages, out]: scale, shift; by stage the norm of what the codes leave out of what is
+            seen, and the norm of what is not seen. Infinite where a row of the weight is not finite: never stopped.
+        center: float32 [2, features]: mu and omega; None where both are zero.
+        basis: float32 [features, features], or [features] if it is diagonal; None for no change of basis.
+        slack: float32 [5]: what covers rounding, per unit of |x|, of |x - mu|, of the input's tick, and alone; and the
+            least tick per unit of |x'|, with which sums of products stay below 2^31.
+    """
+
+    codes: Tensor
+    numbers: Tensor
+    center: Tensor | None
+    basis: Tensor | None
+    slack: Tensor
+
+
+def tables_of(
+    weight: Tensor, bias: Tensor | None, stages: Sequence[int], center: Tensor | None, basis: Tensor | None
+) -> Tables:
+    """Makes the tables, in float64.
+
+    Args:
+        weight: [out, features], floating point.
+        bias: [out] or None.
+        stages: features seen after each stage, increasing; the last is all of them.
+        center: [2, features] or None, as in `Tables`.
+        basis: [features, features], [features] or None, as in `Tables`; invertible.
+    """
+    wide = weight.detach().double()
+    finite = torch.isfinite(wide).all(1, keepdim=True)
+    wide = torch.where(finite, wide, 0.0)
+    mu, omega = center.double() if center is not None else wide.new_zeros(2, wide.shape[1])
+    centered = wide - omega
+    turned, left = _in_basis(centered, basis)
+    scale = turned.abs().amax(1, keepdim=True) / LARGEST_CODE
+    codes = torch.where(scale > 0, turned / scale.clamp_min(_TINY), 0.0).round()
+    scale = scale.float().double()
+    shift = centered @ mu + (0.0 if bias is None else bias.detach().double())
+    rows = [scale.flatten(), torch.where(torch.isfinite(shift), shift, 0.0)]
+    sound = finite.flatten() & torch.isfinite(shift)
+    error = turned - scale * codes
+    for seen in stages:
+        for norm in (error[:, :seen].norm(dim=1), turned[:, seen:].norm(dim=1)):
+            rows.append(torch.where(sound, norm * (1 + _ROUNDING) + _TINY, torch.inf))
+    if stages[-1] == wide.shape[1]:
+        rows[-1] = torch.where(sound, 0.0, torch.inf)
+    return Tables(
+        codes=codes.to(torch.int8),
+        numbers=torch.stack(rows).float(),
+        center=None if center is None else center.float(),
+        basis=None if basis is None else basis.float(),
+        slack=_slack(wide, omega, turned, scale * codes, codes, left, rows[1], basis),
+    )
+
+
+def in_one_row(codes: Tensor, stages: Sequence[int]) -> Tensor:
+    """Codes as kernels read them: stage by stage [out, features of the stage], in one row, and `READ_BEYOND` zeros."""
+    starts = [0, *stages[:-1]]
+    pieces = [codes[:, start:stop].reshape(-1) for start, stop in zip(starts, stages, strict=True)]
+    return torch.cat([*pieces, codes.new_zeros(READ_BEYOND)])
+
+
+def _in_basis(centered: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``w B^-1``, and the largest norm of what multiplying it with B again misses."""
+    if basis is None:
+        return centered, centered.new_zeros(())
+    used = basis.float().double()  # as the operator reads it
+    if used.dim() == 1:
+        turned = centered / used
+        return turned, (centered - turned * used).norm(dim=1).amax()
+    turned = torch.linalg.solve(used, centered, left=False)
+    return turned, (centered - turned @ used).norm(dim=1).amax()
+
+
+def _slack(
+    wide: Tensor,
+    omega: Tensor,
+    turned: Tensor,
+    seen: Tensor,
+    codes: Tensor,
+    left: Tensor,
+    shift: Tensor,
+    basis: Tensor | None,
+) -> Tensor:
+    """See `Tables`.
+
+    A float sum of n products errs by at most n roundoffs of the product of the norms; the operators sum in four lanes at
+    least, n/4 terms each.
+    """
+    features = wide.shape[1]
+    longest, longest_turned = wide.norm(dim=1).amax(), turned.norm(dim=1).amax()
+    stretch = 1.0 if basis is None else basis.double().norm() if basis.dim() == 2 else basis.double().abs().amax()
+    of_input = _ROUNDING * features * (longest + omega.norm())
+    of_centered = _ROUNDING * (features / 4 + 16) * longest_turned * stretch + left + _ROUNDING * longest
+    of_tick = 0.51 * features**0.5 * seen.norm(dim=1).amax()
+    alone = 8 * _ROUNDING * shift.abs().amax() + features * _TINY
+    least_tick = codes.norm(dim=1).amax() / 2.0**30
+    return torch.stack([of_input, of_centered, of_tick, alone, least_tick]).float() * (1 + 1e-6)
