@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ class _Run:
         rows, trials = [], []
         for drop in self.settings.drops:
             self.say(f"{OURS}: optimize within a drop of {100 * drop:g} points")
-            found = self.store.get(f"{OURS} {drop}", lambda drop=drop: self._optimized(drop))
+            found = self.store.get(f"{OURS} {drop}", partial(self._optimized, drop))
             trials += [Trial((), score, removed) for score, removed in found["trials"]]
             rows.append(self._row(OURS, drop, Plan.from_dict(found["plan"]), found["drop"], {}))
         return Curve(OURS, tuple(trials)), rows

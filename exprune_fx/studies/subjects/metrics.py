@@ -54,7 +54,8 @@ class Accuracy(Metric):
 
     def each(self, output: Any, target: Tensor) -> Tensor:
         """1 where right, else 0."""
-        return (output.argmax(1) == target).double().unsqueeze(1)
+        right: Tensor = output.argmax(1) == target
+        return right.double().unsqueeze(1)
 
 
 class TokenAccuracy(Metric):

@@ -1,0 +1,76 @@
+"""``exprune reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exprune_fx.cli.reproduce import SUBJECTS, Wanted, make_subject
+from exprune_fx.cli.shared import (
+    JsonOption,
+    ThreadsOption,
+    UsageError,
+    check_writable,
+    failures,
+    output_console,
+    progress,
+    set_threads,
+    write_json,
+    written_by,
+)
+from exprune_fx.studies.paper.plot import plot_reproduction
+from exprune_fx.studies.paper.run import Settings
+from exprune_fx.studies.paper.run import reproduce as run_reproduction
+from exprune_fx.studies.paper.table import reproduction_table
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="SUBJECT", help=f"One of {', '.join(SUBJECTS)}.")],
+    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of the data sets.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="Of the model; what is trained here is written there first."),
+    ] = None,
+    dense_weights: Annotated[
+        Path | None, typer.Option("--dense-weights", metavar="FILE", help="VGG11-BN's, for pruned-vgg11 to begin with.")
+    ] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option("--model-dir", metavar="DIR", help="opt: any OPT of transformers, judged by PIQA.")
+    ] = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Settings tried of each of the paper's guards; its code tries 2,000.")
+    ] = 40,
+    calibration: Annotated[int | None, typer.Option("--calibration", min=2, help="Examples to calibrate on.")] = None,
+    selection: Annotated[int | None, typer.Option("--selection", min=2, help="Examples to choose by.")] = None,
+    test: Annotated[int | None, typer.Option("--test", min=1, help="Examples to judge on.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of training, where there is any.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="DIR", help="Keeps every evaluation; a second run goes on from it."),
+    ] = None,
+    json_path: JsonOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a picture.")] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Makes the ExPrune paper's experiments again: its guards tuned its way, its count of FLOPs, and ours beside it.
+
+    Minutes to hours on a CPU, by the number of trials and examples. Weights that are not there are trained first.
+    """
+    with failures():
+        if name not in SUBJECTS:
+            raise UsageError(f"there is no subject {name!r}: give one of {', '.join(SUBJECTS)}")
+        check_writable(weights, json_path, plot)
+        set_threads(threads)
+        wanted = Wanted(
+            name, data_dir, weights, dense_weights, model_dir, calibration, selection, test, epochs, seed, study
+        )
+        with progress(name) as say:
+            subject = make_subject(wanted, say)
+            found = run_reproduction(subject, Settings(trials=trials, seed=seed, study=study), say)
+        output_console().print(reproduction_table(found, subject.sparse))
+        write_json(json_path, {**written_by(), **found.to_dict()})
+        if plot is not None:
+            plot_reproduction(found, subject.sparse, plot)

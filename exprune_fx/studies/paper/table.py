@@ -1,0 +1,77 @@
+"""A reproduction as a table."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from exprune_fx.studies.paper.published import published_ranges
+from exprune_fx.studies.paper.results import OURS, Reproduction, Row
+
+
+def percent(share: float) -> str:
+    """With one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def reproduction_table(found: Reproduction, pruned: bool) -> Group:
+    """The figures, and under them how they came about.
+
+    Args:
+        found: the figures.
+        pruned: the subject is a statically pruned model: which of the paper's ranges stand beside it.
+    """
+    table = Table(title=found.title, title_justify="left", pad_edge=False)
+    table.add_column("guard")
+    for name in (
+        "allowed",
+        "lost on selection",
+        found.metric,
+        "drop on test",
+        "95 % interval",
+        "FLOPs removed",
+        "of dense: tests",
+        "paper",
+        *(key for key in found.dense_extras),
+    ):
+        table.add_column(name, justify="right")
+    table.add_row("dense", "", "", percent_of(found.dense_test), *[""] * 5, *_extras(found.dense_extras))
+    for row in found.rows:
+        table.add_row(*_cells(row))
+    lines = [
+        found.about,
+        f"points are hundredths of the {found.metric}; {found.selection_examples:,} selection examples, "
+        f"{found.test_examples:,} test examples; FLOPs counted the paper's way on {found.counted_examples:,} test "
+        f"examples, {found.flops_per_example / 1e6:,.1f} MFLOPs dense each",
+        f"StatsTest and Threshold: the paper's, {found.trials} Optuna trials each (its code: 2,000); {OURS}: ours, by "
+        "exprune_fx.optimize; no fine-tuning",
+        *published_ranges(pruned),
+    ]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def percent_of(value: float) -> str:
+    """A metric in points, with two decimals."""
+    return f"{100 * value:.2f}"
+
+
+def _extras(values: object) -> list[str]:
+    assert isinstance(values, dict)
+    return [f"{value:.4g}" for value in values.values()]
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row.interval
+    return [
+        row.method,
+        f"{100 * row.max_drop:g}",
+        f"{100 * row.selection_drop:+.2f}",
+        percent_of(row.score),
+        f"{100 * row.drop:+.2f}",
+        f"{100 * low:+.2f} to {100 * high:+.2f}",
+        percent(row.fraction_removed),
+        percent(row.overhead),
+        "" if row.published is None else f"{100 * row.published:.2f} %",
+        *_extras(dict(row.extras)),
+    ]
