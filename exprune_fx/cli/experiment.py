@@ -36,6 +36,7 @@ class Wanted:
         ranking: of the curves.
         constants: of the curves.
         tune: images of the fine-tuning, 0 for none; of ranks, images that are all the data.
+        peak_lr: the highest learning rate of the fine-tuning.
         test: images that judge.
         seed: of everything random.
     """
@@ -48,6 +49,7 @@ class Wanted:
     ranking: Ranking
     constants: Constants
     tune: int
+    peak_lr: float
     test: int
     seed: int
 
@@ -85,7 +87,7 @@ def run_experiment(name: str, wanted: Wanted, say: Say, save: Save) -> list[Sect
 
 
 def _curves(wanted: Wanted, say: Say, save: Save) -> list[Section]:
-    recipe = Recipe(1, wanted.seed, batch_size=50, peak_lr=0.02) if wanted.tune else None
+    recipe = Recipe(1, wanted.seed, batch_size=50, peak_lr=wanted.peak_lr) if wanted.tune else None
     setting = Setting(recipe, wanted.ranking, wanted.constants)
     done: list[Curves] = []
     for name in wanted.models or CLASSIFIERS:

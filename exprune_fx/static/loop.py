@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from exprune_fx.errors import ShrinkError
 from exprune_fx.static.cost import CostModel, graph_cost
@@ -16,6 +16,7 @@ from exprune_fx.static.plan import ChannelPlan, Round
 from exprune_fx.static.report import GroupReport, ShrinkReport
 from exprune_fx.static.select import Limits, Ranked, Ranking, by_fraction, choose, ranked
 from exprune_fx.static.smaller import Smaller, smaller
+from exprune_fx.static.state import State, group_reports
 from exprune_fx.static.subject import Subject
 from exprune_fx.static.trial import given_sizes, refuse
 from exprune_fx.static.units import Bundle, Removal, bundles, outer_size, sizes_of, together
@@ -74,34 +75,6 @@ class Request:
     finetune: Callable[[nn.Module, int], object] | None
 
 
-@dataclass(frozen=True)
-class _State:
-    """One round's graph with all that is known about it."""
-
-    graph: fx.GraphModule
-    report: SymmetryReport
-    cost: CostModel
-    bundles: tuple[Bundle, ...]
-    scores: Mapping[str, Tensor]
-
-    @property
-    def candidates(self) -> tuple[Bundle, ...]:
-        return tuple(bundle for bundle in self.bundles if not bundle.reason)
-
-    def with_joint(self, joint: Bundle) -> _State:
-        """The same with one bundle in the place of those of its groups."""
-        names = {group.name for group in joint.groups}
-        rest = [bundle for bundle in self.bundles if bundle.groups[0].name not in names]
-        # Named by its groups, it is none of the bundles that it is made of.
-        return replace(self, bundles=(joint, *rest))
-
-    def without(self, names: Mapping[str, str]) -> _State:
-        """The same with some bundles left whole, for a reason each."""
-        return replace(
-            self, bundles=tuple(replace(b, reason=names[b.name]) if b.name in names else b for b in self.bundles)
-        )
-
-
 class Loop:
     """The rounds of one call."""
 
@@ -123,7 +96,7 @@ class Loop:
             state, removals, small = self._round(state, dense, goal, left)
             left = goal
             rounds.append(subject.commit(state.graph, small))
-            reports = _reports(state, removals, reports)
+            reports = group_reports(state, removals, reports)
             if request.finetune is not None:
                 request.finetune(subject.model, step)
         assert dense is not None
@@ -140,7 +113,7 @@ class Loop:
         )
         return Shrunk(subject.model, ChannelPlan(tuple(rounds), subject.kind), report)
 
-    def _state(self, gm: fx.GraphModule) -> _State:
+    def _state(self, gm: fx.GraphModule) -> State:
         report = symmetries(gm)
         found = [self._ignored(bundle) for bundle in bundles(gm, report)]
         for pattern in self._request.ignore:
@@ -156,7 +129,7 @@ class Loop:
             )
         groups = tuple(group for bundle in found if not bundle.reason for group in bundle.groups)
         scores = self._request.criterion.scores(Scene(gm, report, groups))
-        return _State(gm, report, CostModel(gm, report), tuple(found), scores)
+        return State(gm, report, CostModel(gm, report), tuple(found), scores)
 
     def _ignored(self, bundle: Bundle) -> Bundle:
         for pattern in self._request.ignore:
@@ -165,8 +138,8 @@ class Loop:
         return bundle
 
     def _round(
-        self, state: _State, dense: tuple[int, int], goal: float, left: float
-    ) -> tuple[_State, tuple[Removal, ...], Smaller]:
+        self, state: State, dense: tuple[int, int], goal: float, left: float
+    ) -> tuple[State, tuple[Removal, ...], Smaller]:
         """Chooses and tries out until the model's own code agrees."""
         removals = self._choose(state, dense, goal, left)
         small = self._smaller(state, removals)
@@ -179,7 +152,7 @@ class Loop:
             raise refuse(trial, names, given_sizes(state.graph, small.graph))
         return self._round(self._joined(state, blamed), dense, goal, left)
 
-    def _joined(self, state: _State, blamed: Mapping[str, str]) -> _State:
+    def _joined(self, state: State, blamed: Mapping[str, str]) -> State:
         """Leaves the blamed bundles whole, but for those that the code lets lose the same fraction together.
 
         `reshape(batch, tokens, dim)` behind attention ties heads times head dim to the residual stream: with as many
@@ -195,7 +168,7 @@ class Loop:
                 return state.with_joint(joint).without(blamed)
         return state.without(blamed)
 
-    def _blamed(self, state: _State, removals: Sequence[Removal]) -> dict[str, str]:
+    def _blamed(self, state: State, removals: Sequence[Removal]) -> dict[str, str]:
         """Bundles that the model's own code cannot lose members of even alone, and why.
 
         Where they are to be kept whole, those of which nothing goes yet are tried too: they may be next.
@@ -212,10 +185,10 @@ class Loop:
                     found[bundle.name] = f"the model's code fixes its size ({trial.where or trial.problem})"
         return found
 
-    def _smaller(self, state: _State, removals: Sequence[Removal]) -> Smaller:
+    def _smaller(self, state: State, removals: Sequence[Removal]) -> Smaller:
         return smaller(state.graph, state.report, removals, self._request.constants, self._subject.may_add)
 
-    def _choose(self, state: _State, dense: tuple[int, int], goal: float, left: float) -> tuple[Removal, ...]:
+    def _choose(self, state: State, dense: tuple[int, int], goal: float, left: float) -> tuple[Removal, ...]:
         request = self._request
         candidates = [ranked(bundle, state.scores, request.normalise) for bundle in state.candidates]
         limits = replace(request.limits, ratios=self._ratios(state, candidates))
@@ -234,7 +207,7 @@ class Loop:
 
         return choose(candidates, remaining, goal, request.ranking, limits)
 
-    def _ratios(self, state: _State, candidates: Sequence[Ranked]) -> dict[str, float]:
+    def _ratios(self, state: State, candidates: Sequence[Ranked]) -> dict[str, float]:
         """The requested ratios by bundle."""
         found: dict[str, float] = {}
         for pattern, fraction in self._request.ratios.items():
@@ -268,42 +241,3 @@ def _why(report: SymmetryReport, found: Sequence[Bundle]) -> str:
 
 def _members(bundle: Bundle) -> int:
     return sum(group.repeats * outer_size(group) for group in bundle.groups)
-
-
-def _reports(state: _State, removals: Sequence[Removal], before: Sequence[GroupReport]) -> tuple[GroupReport, ...]:
-    """What this round did to each group, added to what earlier ones did."""
-    gone = {removal.group.name: removal for removal in removals}
-    earlier = {each.name: each for each in before}
-    found = []
-    for bundle in state.bundles:
-        for group in bundle.groups:
-            size = outer_size(group)
-            old = earlier.get(group.name)
-            kept, lost = _ranges(state, group, gone.get(group.name))
-            count = sum(len(row) for row in gone[group.name].removed) if group.name in gone else 0
-            found.append(
-                GroupReport(
-                    name=group.name,
-                    members=old.members if old else group.repeats * size,
-                    removed=count + (old.removed if old else 0),
-                    layers=tuple(dict.fromkeys(member.target for member in group.members)),
-                    score_removed=lost,
-                    score_kept=kept,
-                    reason=bundle.reason,
-                )
-            )
-    return tuple(found)
-
-
-def _ranges(
-    state: _State, group: SymmetryGroup, removal: Removal | None
-) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Lowest and highest score of what stays, and of what goes."""
-    scores = state.scores.get(group.name)
-    if scores is None:
-        return None, None
-    flat = scores.reshape(-1)
-    if removal is None:
-        return (float(flat.min()), float(flat.max())), None
-    mask = removal.mask
-    return tuple((float(part.min()), float(part.max())) for part in (flat[~mask], flat[mask]))  # type: ignore[return-value]

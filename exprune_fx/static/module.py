@@ -56,6 +56,7 @@ class Bindings:
         self._tensors: dict[str, Tensor] = {}
         self._added: dict[str, nn.Parameter] = {}
         self._attributes: dict[tuple[str, str], Any] = {}
+        self._aliases = aliases(module)
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of this name, as it will be.
@@ -74,7 +75,7 @@ class Bindings:
         if name in self._added:
             self._added[name] = nn.Parameter(value)
             return
-        for alias in aliases(self._module, name):
+        for alias in self._aliases(name):
             self._tensors[alias] = value
 
     def add(self, name: str, value: Tensor) -> None:
@@ -157,11 +158,15 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
         raise PlanError(f"the model has no module {path!r}", hint="give the model that was shrunk") from error
 
 
-def aliases(module: nn.Module, name: str) -> tuple[str, ...]:
-    """Every name under which a module holds the tensor of this name."""
-    tensor = held_tensor(module, name)
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return tuple(other for other, held in named if held is tensor)
+def aliases(module: nn.Module) -> Callable[[str], tuple[str, ...]]:
+    """What tells every name under which a module holds the tensor of a name; looked up once, for many names."""
+    names: dict[int, list[str]] = {}
+    for name, held in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(held), []).append(name)
+    return lambda name: tuple(names[id(held_tensor(module, name))])
 
 
 def can_add(module: nn.Module, name: str) -> bool:

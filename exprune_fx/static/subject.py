@@ -127,7 +127,8 @@ class ModuleSubject:
 
     def graph(self) -> fx.GraphModule:
         """Captured anew."""
-        return capture(self._module, self._example[0], self._example[1], self._dynamic)
+        with _attributes_kept(self._module):
+            return capture(self._module, self._example[0], self._example[1], self._dynamic)
 
     def may_add(self, name: str) -> bool:
         """In linear layers and convolutions without bias."""
@@ -165,7 +166,8 @@ class ModuleSubject:
         refuse_unusual(self._module, small.tensors)
 
     def _attributes(self, dense: fx.GraphModule, small: Smaller) -> tuple[AttributeChange, ...]:
-        shapes = {alias: cut.after for name, cut in small.cuts.items() for alias in aliases(self._module, name)}
+        names = aliases(self._module)
+        shapes = {alias: cut.after for name, cut in small.cuts.items() for alias in names(name)}
         layers = attribute_changes(self._module, shapes, small.module_groups)
         known = {(change.module, change.name) for change in layers}
         own = view_attributes(dense, small.graph, self._module)
@@ -231,6 +233,20 @@ def _values_restored(module: nn.Module) -> Iterator[None]:
         for each, training in modes:
             each.training = training
         raise
+
+
+@contextlib.contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards, all submodules have the attributes that they had: a forward that keeps tensors kept fake ones."""
+    before = [(each, dict(vars(each))) for each in module.modules()]
+    try:
+        yield
+    finally:
+        for each, held in before:
+            now = vars(each)
+            for name in now.keys() - held.keys():
+                del now[name]
+            now.update(held)
 
 
 def _is_tensor(node: fx.Node) -> bool:

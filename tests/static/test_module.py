@@ -217,3 +217,26 @@ def test_any_number_of_examples_and_a_batch_of_one() -> None:
     small = shrink(model, (X[:1],), criterion=Random(0), target_params=0.6)
     assert small.report.params_after <= 0.6 * small.report.params_before
     assert model(X).shape == (4, 5)
+
+
+class Caching(nn.Module):
+    """Keeps what its forward computed in plain attributes, as detection heads do with their anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.shape, self.offsets = net(), torch.Size(), torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2:] != self.shape:
+            self.shape, self.offsets, self.scale = x.shape[2:], torch.arange(5.0), torch.ones(1)
+        y: torch.Tensor = self.net(x) + self.offsets * self.scale
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")  # torch.export says what it found
+def test_what_a_forward_keeps_is_not_left_fake() -> None:
+    model = Caching().eval()
+    shrink(model, (X,), criterion=Random(), fraction_removed=0.5, ranking="layer")
+    assert model.shape == torch.Size()
+    assert "scale" not in vars(model)
+    assert model(X).isfinite().all()

@@ -45,8 +45,9 @@ def experiment(
         list[str] | None, typer.Option("--criterion", metavar="NAME", help="Curves of this one only; may repeat.")
     ] = None,
     ranking: Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")] = "global",
-    constants: Annotated[str, typer.Option("--constants", help="exact, mean or drop; see exprune_fx.shrink.")] = "mean",
-    tune: Annotated[int, typer.Option("--tune", min=0, help="Images to fine-tune on; 0 for none.")] = 5000,
+    constants: Annotated[str, typer.Option("--constants", help="exact, mean or drop; see shrink.")] = "exact",
+    tune: Annotated[int, typer.Option("--tune", min=0, help="Images to fine-tune on; 0 for none.")] = 3000,
+    peak_lr: Annotated[float, typer.Option("--peak-lr", help="Highest learning rate of the fine-tuning.")] = 0.005,
     test: Annotated[int, typer.Option("--test", min=1, help="Images to judge on.")] = 10000,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     json_path: JsonOption = None,
@@ -75,6 +76,7 @@ def experiment(
             ranking=cast(Ranking, ranking),
             constants=cast(Constants, constants),
             tune=tune,
+            peak_lr=peak_lr,
             test=test,
             seed=seed,
         )

@@ -58,11 +58,11 @@ class Counts:
         glance: the first of these, for judging before fine-tuning.
     """
 
-    scoring: int = 1000
-    tuning: int = 5000
-    selection: int = 2000
+    scoring: int = 500
+    tuning: int = 3000
+    selection: int = 1000
     test: int = 10000
-    glance: int = 2000
+    glance: int = 1000
 
 
 @dataclass(frozen=True, eq=False)

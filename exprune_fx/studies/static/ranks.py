@@ -31,7 +31,7 @@ class Agreement:
     Attributes:
         way: what was scored.
         correlation: group name -> Spearman's rank correlation, -1 to 1; the mean over draws.
-        shared: group name -> of the half that goes by all images, the fraction that goes by this one too; 0.5 is chance.
+        shared: group name -> of the half that goes by all images, the fraction that goes by this too; 0.5 is chance.
     """
 
     way: str
