@@ -7,6 +7,7 @@
 from importlib.metadata import version as _version
 
 from exprune_fx.calibration import calibrate as calibrate
+from exprune_fx.calibration import calibrate_heads as calibrate_heads
 from exprune_fx.deploy import Package as Package
 from exprune_fx.deploy import export_onnx as export_onnx
 from exprune_fx.deploy import export_package as export_package
@@ -29,6 +30,7 @@ from exprune_fx.graph import python_text as python_text
 from exprune_fx.graph import verify as verify
 from exprune_fx.guards import Bound as Bound
 from exprune_fx.guards import Calibrated as Calibrated
+from exprune_fx.guards import Dominance as Dominance
 from exprune_fx.guards import FinitePopulation as FinitePopulation
 from exprune_fx.guards import Guard as Guard
 from exprune_fx.guards import StatsTest as StatsTest
@@ -38,6 +40,7 @@ from exprune_fx.measurement import SiteMeasurement as SiteMeasurement
 from exprune_fx.measurement import measure as measure
 from exprune_fx.pipeline import normalise as normalise
 from exprune_fx.pipeline import transform as transform
+from exprune_fx.plan import HeadPlan as HeadPlan
 from exprune_fx.plan import Plan as Plan
 from exprune_fx.plan import SitePlan as SitePlan
 from exprune_fx.plan import SiteTiming as SiteTiming
@@ -45,7 +48,9 @@ from exprune_fx.report import Explanation as Explanation
 from exprune_fx.report import explain as explain
 from exprune_fx.saving import load as load
 from exprune_fx.saving import save as save
+from exprune_fx.sites import PredictionHead as PredictionHead
 from exprune_fx.sites import Site as Site
+from exprune_fx.sites import find_heads as find_heads
 from exprune_fx.sites import find_sites as find_sites
 from exprune_fx.static import BatchNormScale as BatchNormScale
 from exprune_fx.static import ChannelPlan as ChannelPlan

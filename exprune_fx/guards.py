@@ -180,8 +180,48 @@ class Bound(Guard):
         return 5
 
 
+@dataclass(frozen=True)
+class Dominance(Guard):
+    """Of a prediction head: stop a class when ``estimate + reach * |w_rest| * |x_rest|`` is below what a winner has.
+
+    With alpha 0 the reach is 1, the Cauchy-Schwarz bound: sound, the winners are the dense layer's. Else a class's rest
+    is taken for a product of two vectors of m numbers in random directions, so that it is about normal with a standard
+    deviation of ``|w_rest| * |x_rest| / sqrt(m)``; the reach is such that, of all classes together, one that should win
+    is stopped with probability alpha at most (Bonferroni: a share ``alpha / classes`` for each). The largest of so many
+    estimates are no random sample of them: that the winner's rest is as random is an assumption, which calibration
+    checks on examples.
+
+    Raises:
+        GuardError: alpha is not in [0, 1).
+    """
+
+    alpha: float = 0.0
+
+    heads: ClassVar[tuple[HeadKind, ...]] = ()
+
+    @property
+    def claim(self) -> Claim:  # type: ignore[override] # of this rule it depends on alpha
+        """Proved for alpha 0."""
+        return "proved" if self.alpha == 0 else "estimated"
+
+    def __post_init__(self) -> None:
+        """Refuses an alpha outside [0, 1)."""
+        if not (isinstance(self.alpha, int | float) and 0 <= self.alpha < 1):
+            raise GuardError(f"Dominance: alpha is {self.alpha!r}", hint="choose 0 for a proof, or less than 1")
+
+    def reach(self, classes: int, unseen: int) -> float:
+        """The share of the Cauchy-Schwarz bound that is taken, with so many numbers unseen; 1 at most."""
+        if self.alpha == 0 or unseen < 2:
+            return 1.0
+        return min(1.0, NormalDist().inv_cdf(1 - self.alpha / classes) / math.sqrt(unseen))
+
+    def test_flops(self, seen: int) -> int:  # noqa: ARG002 - the same for any number of terms
+        """Two multiply-adds, the slack and the comparison; the norms of the inputs are shared by all classes."""
+        return 6
+
+
 _GUARDS: dict[str, type[Guard]] = {
-    kind.__name__: kind for kind in (Threshold, StatsTest, FinitePopulation, Calibrated, Bound)
+    kind.__name__: kind for kind in (Threshold, StatsTest, FinitePopulation, Calibrated, Bound, Dominance)
 }
 
 

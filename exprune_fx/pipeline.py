@@ -15,11 +15,13 @@ from exprune_fx.passes.commute_relu_max_pool import CommuteReluMaxPoolPass
 from exprune_fx.passes.drop_no_ops import DropNoOpsPass
 from exprune_fx.passes.fold_batch_norm import FoldBatchNormPass
 from exprune_fx.passes.fuse_feed_forward import FuseFeedForwardPass
+from exprune_fx.passes.lower_heads import LowerHeadsPass
 from exprune_fx.passes.lower_sites import LowerSitesPass
 from exprune_fx.passes.pack_weights import PackWeightsPass
 from exprune_fx.passes.reorder_terms import ReorderTermsPass
 from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
+from exprune_fx.passes.stage_heads import StageHeadsPass
 from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.plan import Plan
 from exprune_fx.sites import Site, find_sites
@@ -92,7 +94,7 @@ def transform(gm: fx.GraphModule, plan: Plan, lower: bool = True) -> fx.GraphMod
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"the plan is a {type(plan).__name__}", hint="give the Plan that calibrate returned")
-    lower = lower and bool(plan.staged or plan.skipping) and native.available()
+    lower = lower and bool(plan.staged or plan.skipping or plan.staged_heads) and native.available()
     staged = rewrite(normalise(gm), plan, lower=lower)
     record = record_of(staged)
     assert record is not None
@@ -144,7 +146,7 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     """
     skipping = tuple(entry.site for entry in record.plan.skipping)
     joining: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), PackWeightsPass()) if pack else ()
-    lowering: tuple[Pass, ...] = (LowerSitesPass(), *joining)
+    lowering: tuple[Pass, ...] = (LowerSitesPass(), LowerHeadsPass(), *joining)
     lowered = run_pipeline(_stage(record), lowering)
     if pack:
         back_by_huge_pages(weight for weight in weights_of_fused(lowered) if not is_fake(weight))
@@ -164,7 +166,8 @@ def readable_form(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _stage(record: StagedRecord) -> fx.GraphModule:
-    return run_pipeline(record.dense, (StageSitesPass(record.plan), SkipGatedRowsPass()))
+    passes: tuple[Pass, ...] = (StageSitesPass(record.plan), SkipGatedRowsPass(), StageHeadsPass(record.plan.heads))
+    return run_pipeline(record.dense, passes)
 
 
 def with_tensors_of(gm: fx.GraphModule, other: fx.GraphModule) -> fx.GraphModule:

@@ -21,7 +21,9 @@ from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
 from exprune_fx.pipeline import record_of, transform
 from exprune_fx.plan import SitePlan
+from exprune_fx.sites import find_heads
 from exprune_fx.staging import ROLE_KEY, SITE_KEY
+from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
 from exprune_fx.zoo import accuracy
 
 _ACCURACY_BATCH = 250
@@ -137,7 +139,8 @@ def count_forms(gm: fx.GraphModule) -> dict[str, int]:
     assert record is not None
     fused = {node.meta[SITE_KEY] for node in gm.graph.nodes if node.meta.get(ROLE_KEY) == "fused"}
     readable = {node.meta[SITE_KEY] for node in gm.graph.nodes if node.meta.get(ROLE_KEY) == "finish"}
-    dense = len(record.sites) - len(fused) - len(readable)
+    readable |= {node.meta[HEAD_KEY] for node in gm.graph.nodes if node.meta.get(HEAD_ROLE_KEY) == "finish"}
+    dense = len(record.sites) + len(find_heads(record.dense)) - len(fused) - len(readable)
     return {"fused": len(fused), "readable": len(readable), "dense": dense}
 
 

@@ -1,13 +1,15 @@
 """The tables that `Dominance` reads of a prediction head's weight: codes, their errors, and what rounding may cost.
 
-All logits ``z_j = w_j . x + b_j`` share ``omega . x``, and inputs are near their mean ``mu``, so with a basis B
+All logits ``z_j = w_j . x + b_j`` share ``omega . x``, and inputs are near their mean ``mu``. So, for any ``mu``,
+``omega`` and invertible B,
 
-    z_j = w'_j . x' + shift_j + omega . x,   w'_j = (w_j - omega) B^-1,   x' = B (x - mu),   shift_j = (w_j - omega) . mu + b_j
+    z_j = w'_j . x' + shift_j + omega . x
+    w'_j = (w_j - omega) B^-1,   x' = B (x - mu),   shift_j = (w_j - omega) . mu + b_j
 
-holds for any ``mu``, ``omega`` and invertible B. Rows ``w'_j`` are rounded to 8-bit codes times a scale, and are read in
-stages. After n features, what was not seen of ``w'_j . x'`` is, by Cauchy-Schwarz, at most
+Rows ``w'_j`` are rounded to 8-bit codes times a scale, and are read in stages. After n features, what was not seen of
+``w'_j . x'`` is, by Cauchy-Schwarz, at most (the norms of both are kept)
 
-    |w'_j[:n] - scale_j codes_j[:n]| * |x'[:n]| + |w'_j[n:]| * |x'[n:]|                       (norms of both are kept)
+    |w'_j[:n] - scale_j codes_j[:n]| * |x'[:n]| + |w'_j[n:]| * |x'[n:]|
 
 LEMP (Teflioudi et al., SIGMOD 2015) and FEXIPRO (Li et al., SIGMOD 2017) bound inner products so; the codes' error is
 one term more. Products of codes and of inputs, which are rounded to 16 bits, are summed in integers, without rounding.
@@ -74,8 +76,8 @@ def tables_of(
     sound = finite.flatten() & torch.isfinite(shift)
     error = turned - scale * codes
     for seen in stages:
-        for norm in (error[:, :seen].norm(dim=1), turned[:, seen:].norm(dim=1)):
-            rows.append(torch.where(sound, norm * (1 + _ROUNDING) + _TINY, torch.inf))
+        norms = (error[:, :seen].norm(dim=1), turned[:, seen:].norm(dim=1))
+        rows.extend(torch.where(sound, norm * (1 + _ROUNDING) + _TINY, torch.inf) for norm in norms)
     if stages[-1] == wide.shape[1]:
         rows[-1] = torch.where(sound, 0.0, torch.inf)
     return Tables(
@@ -118,8 +120,8 @@ def _slack(
 ) -> Tensor:
     """See `Tables`.
 
-    A float sum of n products errs by at most n roundoffs of the product of the norms; the operators sum in four lanes at
-    least, n/4 terms each.
+    A float sum of n products errs by at most n roundoffs of the product of the norms; the operators sum in four lanes
+    at least, n/4 terms each.
     """
     features = wide.shape[1]
     longest, longest_turned = wide.norm(dim=1).amax(), turned.norm(dim=1).amax()

@@ -58,7 +58,9 @@ _SCHEMAS: dict[Callable[..., Tensor | tuple[Tensor, Tensor]], str] = {
     reference.finish_argmax: "(Tensor x, Tensor weight, Tensor? bias, Tensor stopped)",
     reference.finish_topk: "(Tensor x, Tensor weight, Tensor? bias, Tensor stopped, int k)",
 }
-_RESULTS = {reference.finish_topk: "(Tensor values, Tensor indices)"}
+_RESULTS: dict[Callable[..., Tensor | tuple[Tensor, Tensor]], str] = {
+    reference.finish_topk: "(Tensor values, Tensor indices)"
+}  # else a tensor
 
 _library = torch.library.Library("exprune", "FRAGMENT")
 for _function, _arguments in _SCHEMAS.items():

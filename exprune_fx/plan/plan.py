@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from exprune_fx.errors import PlanError
 from exprune_fx.plan.array import AGAIN
+from exprune_fx.plan.head import HeadPlan
 from exprune_fx.plan.site import SitePlan
 from exprune_fx.plan.timing import SiteTiming
 from exprune_fx.sites import Site
 
 FORMAT = "exprune-plan"
-FORMAT_VERSION = 2
-_READ_VERSIONS = (1, 2)  # version 1 knew no timings and no machine
+FORMAT_VERSION = 3
+_READ_VERSIONS = (1, 2, 3)  # version 1 knew no timings and no machine, 2 no prediction heads
 
 Objective = Literal["flops", "latency"]
 
@@ -34,6 +35,7 @@ class Plan:
         examples: how many examples calibration saw.
         machine: where the timings were taken, in words; "" without timings.
         whole: what the whole compiled graph took, dense and staged; None where that was not measured.
+        heads: what was decided for prediction heads, by ``calibrate_heads``; heads that it does not name stay dense.
     """
 
     sites: tuple[SitePlan, ...] = ()
@@ -42,6 +44,7 @@ class Plan:
     examples: int = 0
     machine: str = ""
     whole: SiteTiming | None = None
+    heads: tuple[HeadPlan, ...] = ()
 
     @property
     def staged(self) -> tuple[SitePlan, ...]:
@@ -52,6 +55,11 @@ class Plan:
     def skipping(self) -> tuple[SitePlan, ...]:
         """The entries that stop nobody, but whose zeros the layer behind them skips."""
         return tuple(entry for entry in self.sites if entry.head == "none")
+
+    @property
+    def staged_heads(self) -> tuple[HeadPlan, ...]:
+        """The prediction heads in which classes are stopped."""
+        return tuple(entry for entry in self.heads if entry.is_staged)
 
     def for_site(self, name: str) -> SitePlan | None:
         """The entry of the site of this name, or None."""
@@ -91,6 +99,7 @@ class Plan:
             "whole": self.whole.to_dict() if self.whole else None,
             "orders": {name: list(order) for name, order in self.orders.items()},
             "sites": [entry.to_dict() for entry in self.sites],
+            "heads": [entry.to_dict() for entry in self.heads],
         }
 
     @classmethod
@@ -117,6 +126,7 @@ class Plan:
                 examples=int(data["examples"]),
                 machine=str(data.get("machine", "")),
                 whole=SiteTiming.from_dict(data["whole"]) if data.get("whole") else None,
+                heads=tuple(HeadPlan.from_dict(entry) for entry in data.get("heads", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             if isinstance(error, PlanError):

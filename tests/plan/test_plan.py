@@ -143,7 +143,7 @@ def test_a_saved_plan_loads(tmp_path: Path) -> None:
     plan.save(path)
     assert Plan.load(path) == plan
     assert Plan.load(str(path)) == plan
-    assert json.loads(path.read_text())["version"] == 2
+    assert json.loads(path.read_text())["version"] == 3
     assert os.listdir(tmp_path) == ["plan.json"], "nothing else is left behind"
 
 
@@ -189,7 +189,7 @@ def test_what_is_no_plan_is_refused(data: object) -> None:
         Plan.from_dict(data)
 
 
-@pytest.mark.parametrize("version", [0, 3, None, "1"])
+@pytest.mark.parametrize("version", [0, 4, None, "1"])
 def test_another_version_is_refused(version: object) -> None:
     with pytest.raises(PlanError, match=rf"format version {version!r}, this library reads 1"):
         Plan.from_dict({**Plan().to_dict(), "version": version})

@@ -72,9 +72,9 @@ def guard_dominance(
 ) -> Tensor:
     """After which stage each class stopped: ``estimate + reach * (what is left out) + slack`` is below the bar.
 
-    After each stage the classes of the `LEADERS` (or as many as there are winners) largest estimates are computed whole;
-    the bar is the ``winners``-th largest logit computed so far. Those who have it, or more, are not stopped. Where an
-    input is not finite, nobody is.
+    After each stage the classes of the `LEADERS` (or as many as there are winners) largest estimates are computed
+    whole; the bar is the ``winners``-th largest logit computed so far. Those who have it, or more, are not stopped.
+    Where an input is not finite, nobody is.
 
     Args:
         x: [..., features].

@@ -1,0 +1,285 @@
+"""`calibrate_heads`: decides on data how the prediction heads of a graph are staged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from exprune_fx.calibration.data import Batches
+from exprune_fx.calibration.decide import dense_entry
+from exprune_fx.errors import CalibrationError, PlanError
+from exprune_fx.graph.edits import tensor_at
+from exprune_fx.graph.running import examples_in, placeholder_values
+from exprune_fx.guards import Dominance
+from exprune_fx.ops import reference
+from exprune_fx.ops.dominance import tables_of
+from exprune_fx.pipeline import normalise, record_of
+from exprune_fx.plan import Array, HeadPlan, Plan
+from exprune_fx.sites import PredictionHead, find_heads, find_sites
+
+MOST_ROWS = 4096
+"""Rows of input that mean and covariance are taken from."""
+JUDGED_ROWS = 128
+"""Rows of input that candidates are compared on: all logits of each are computed, in float64."""
+MOST_FEATURES = 1024
+"""Of a head that gets a basis: multiplying with [features, features] would eat up what wider heads save, in bytes."""
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_NUMBER = 4  # bytes of one number per class
+_RIDGE = 1e-6  # of the mean variance: features that never move have none
+
+
+def calibrate_heads(
+    gm: fx.GraphModule,
+    batches: Batches | None = None,
+    guard: Dominance | None = None,
+    *,
+    heads: Sequence[str] | None = None,
+    plan: Plan | None = None,
+) -> Plan:
+    """Decides how each prediction head (see `find_heads`) is staged: which rests on what its guard claims.
+
+    All classes are estimated from 8-bit codes of their weights, a quarter of the bytes of float32, in one or several
+    stages; a class that cannot win stops, and those that are left are computed whole, from the weights themselves. With
+    data, weights are turned into the basis in which weights and inputs fall off alike (as in balanced truncation:
+    Moore, IEEE TAC 26 (1), 1981), so that few numbers of each class tell most; the stages are those that read the fewest
+    bytes on the examples. Without, one stage reads the codes of the weights as they are: that needs no examples to be
+    sound.
+
+    Args:
+        gm: a captured graph that returns, or goes on with, ``argmax(-1)`` or ``topk(k, -1)`` of a linear layer.
+        batches: re-iterable, as for ``calibrate``; None decides without data.
+        guard: `Dominance()`, sound, by default.
+        heads: names of heads to stage; all by default. Those that are not named stay dense.
+        plan: a plan of ``calibrate`` for the same graph, whose sites and orders are kept.
+
+    Returns:
+        The plan with an entry for each head.
+
+    Raises:
+        PlanError: the graph is staged already, or has no head of a name that is asked for.
+        CalibrationError: no batches, or a head that no example reached with finite values.
+    """
+    if record_of(gm) is not None:
+        raise PlanError("this graph is staged already", hint="calibrate_heads(capture(model, args), batches)")
+    guard = Dominance() if guard is None else guard
+    normal = normalise(gm)
+    found = find_heads(normal)
+    unknown = sorted(set(heads or ()) - {head.name for head in found})
+    if unknown:
+        raise PlanError(
+            f"the graph has no head {', '.join(map(repr, unknown))}",
+            hint=f"its heads are {', '.join(repr(head.name) for head in found) or 'none'}; see exprune_fx.find_heads",
+        )
+    chosen = [head for head in found if heads is None or head.name in heads]
+    seen = _Inputs.collect(normal, chosen, batches) if batches is not None and chosen else None
+    entries = tuple(_decide(normal, head, guard, seen) for head in chosen)
+    base = plan or Plan(tuple(dense_entry(site, "its sites were not calibrated") for site in find_sites(normal)))
+    examples = base.examples or (seen.examples if seen else 0)
+    return replace(base, heads=entries, examples=examples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """Rows of input of every head.
+
+    Attributes:
+        rows: by head, [n, features], float32.
+        examples: how many examples they come from.
+    """
+
+    rows: dict[str, Tensor]
+    examples: int
+
+    @staticmethod
+    def collect(gm: fx.GraphModule, heads: Sequence[PredictionHead], batches: Batches) -> _Inputs:
+        """The first `MOST_ROWS` rows, spread over all batches."""
+        kept: dict[str, list[Tensor]] = {head.name: [] for head in heads}
+        nodes = {node.name: node for node in gm.graph.nodes}
+        examples = 0
+        iterator: Iterable[object] = batches() if callable(batches) else batches
+        for batch in iterator:
+            watcher = _Watcher(gm, {nodes[head.node]: kept[head.name] for head in heads})
+            with torch.no_grad():
+                watcher.run(*placeholder_values(gm, batch), enable_io_processing=False)
+            examples += examples_in(batch)
+        if not examples:
+            raise CalibrationError("there are no batches to calibrate on", hint="give at least one batch")
+        rows = {name: _spread(torch.cat(pieces), MOST_ROWS) for name, pieces in kept.items()}
+        for name, found in rows.items():
+            if not len(found):
+                raise CalibrationError(f"head {name!r}: no example has finite inputs there", hint="check the data")
+        return _Inputs(rows, examples)
+
+
+def _spread(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, at equal distances."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and keeps the inputs of some linear layers."""
+
+    def __init__(self, gm: fx.GraphModule, kept: dict[fx.Node, list[Tensor]]) -> None:
+        super().__init__(gm)
+        self._kept = kept
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs the node; of a head's layer, its input is kept."""
+        if n in self._kept:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            rows = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+            self._kept[n].append(_spread(rows[torch.isfinite(rows).all(1)], MOST_ROWS))
+        return super().run_node(n)
+
+
+# --- one head ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A head with its tensors and rows of input; without rows, nothing is known of them."""
+
+    head: PredictionHead
+    weight: Tensor
+    bias: Tensor | None
+    rows: Tensor | None
+
+    @property
+    def bytes_dense(self) -> float:
+        """Of the weight."""
+        return float(self.weight.numel() * self.weight.element_size())
+
+
+def _decide(gm: fx.GraphModule, head: PredictionHead, guard: Dominance, seen: _Inputs | None) -> HeadPlan:
+    node = next(node for node in gm.graph.nodes if node.name == head.node)
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    bias = tensor_at(gm, str(given.target)).detach() if isinstance(given, fx.Node) else None
+    subject = _Subject(head, tensor_at(gm, head.weight).detach(), bias, seen.rows[head.name] if seen else None)
+    features = head.weight_shape[1]
+    if subject.rows is None:
+        entry = _entry(subject, guard, (features,), None, None)
+        return replace(entry, reason="one stage over 8-bit codes of the weight, chosen without data")
+    center = _center(subject)
+    turned = _balanced_basis(subject, center) if features <= MOST_FEATURES else None
+    candidates = [_entry(subject, guard, (features,), center, None)]
+    for basis in (None, turned) if turned is not None else (None,):
+        lists = {(max(1, round(share * features)), features) for share in SHARES}
+        candidates += [
+            _entry(subject, guard, stages, center, basis) for stages in sorted(lists) if stages[0] < features
+        ]
+    judged = [_judged(subject, candidate) for candidate in candidates]
+    return min(judged, key=lambda entry: entry.fraction_read)
+
+
+def _entry(
+    subject: _Subject, guard: Dominance, stages: tuple[int, ...], center: Tensor | None, basis: Tensor | None
+) -> HeadPlan:
+    classes, features = subject.head.weight_shape
+    reach = tuple(guard.reach(classes, features - seen if seen < features else features) for seen in stages)
+    return HeadPlan(
+        head=subject.head.name,
+        weight_shape=subject.head.weight_shape,
+        winners=subject.head.winners,
+        guard=guard,
+        stages=stages,
+        reach=reach,
+        center=None if center is None else Array.of(center),
+        basis=None if basis is None else Array.of(basis),
+    )
+
+
+def _center(subject: _Subject) -> Tensor:
+    assert subject.rows is not None
+    finite = subject.weight[torch.isfinite(subject.weight).all(1)].double()
+    return torch.stack([subject.rows.double().mean(0), finite.mean(0)]).float()
+
+
+def _balanced_basis(subject: _Subject, center: Tensor) -> Tensor | None:
+    """B with ``E[x' x'^T] = mean of w' w'^T``, diagonal and falling; None where it cannot be computed.
+
+    With ``C = L L^T`` the inputs' covariance, G the weights' second moments and ``L^T G L = U S^2 U^T``, this is
+    ``B = S^(1/2) U^T L^-1``: among all bases it makes the norms of what a prefix leaves out of both equal, on average.
+    """
+    assert subject.rows is not None
+    finite = subject.weight[torch.isfinite(subject.weight).all(1)].double() - center[1].double()
+    rows = subject.rows.double() - center[0].double()
+    eye = torch.eye(rows.shape[1], dtype=torch.float64)
+    covariance, moments = rows.t() @ rows / len(rows), finite.t() @ finite / len(finite)
+    covariance, moments = (each + _RIDGE * each.diagonal().mean() * eye for each in (covariance, moments))
+    try:
+        factor = torch.linalg.cholesky(covariance)
+        squares, turn = torch.linalg.eigh(factor.t() @ moments @ factor)
+    except torch.linalg.LinAlgError:
+        return None
+    scale = squares.flip(0).clamp_min(squares.max() * 1e-12) ** 0.25
+    basis: Tensor = scale[:, None] * torch.linalg.solve_triangular(factor, turn.flip(1).t(), upper=False, left=False)
+    return basis.float() if bool(torch.isfinite(basis).all()) else None
+
+
+def _judged(subject: _Subject, entry: HeadPlan) -> HeadPlan:
+    """The entry with what it does on the rows: who goes on, who wins, what is read and computed."""
+    assert subject.rows is not None
+    rows = _spread(subject.rows, JUDGED_ROWS).to(subject.weight.dtype)
+    center = None if entry.center is None else entry.center.tensor()
+    basis = None if entry.basis is None else entry.basis.tensor()
+    tables = tables_of(subject.weight, subject.bias, entry.stages, center, basis)
+    given = (rows, subject.weight, subject.bias)
+    after = reference.guard_dominance(
+        *given,
+        tables.codes,
+        tables.numbers,
+        tables.center,
+        tables.basis,
+        tables.slack,
+        list(entry.stages),
+        list(entry.reach),
+        entry.winners,
+    )
+    alive = tuple(float((after > stage).double().mean()) for stage in range(len(entry.stages)))
+    kept = F.linear(*given).masked_fill(after < len(entry.stages), -torch.inf)
+    same = kept.topk(entry.winners).values == F.linear(*given).topk(entry.winners).values
+    read = bytes_read(entry, subject.weight.element_size(), alive) / subject.bytes_dense
+    removed = 1 - flops_staged(entry, alive) / (2 * subject.weight.numel())
+    words = f"stages at {', '.join(map(str, entry.stages))} of {entry.weight_shape[1]} features"
+    words += ", in a balanced basis" if basis is not None and basis.dim() == 2 else ""
+    return replace(
+        entry,
+        alive_fraction=alive,
+        agreement=float(same.all(-1).double().mean()),
+        fraction_read=read,
+        fraction_removed=removed,
+        reason=f"{words}: {100 * read:.2g} % of the bytes read, {100 * removed:.2g} % of the FLOPs removed",
+    )
+
+
+def _seen_by(entry: HeadPlan, alive: Sequence[float]) -> float:
+    """Numbers of codes that are met, for each class."""
+    starts, going = (0, *entry.stages[:-1]), (1.0, *alive[:-1])
+    return sum(share * (stop - start) for share, start, stop in zip(going, starts, entry.stages, strict=True))
+
+
+def _on_basis(entry: HeadPlan, count: Callable[[int], float]) -> float:
+    square = entry.basis is not None and len(entry.basis.shape) == 2
+    return count(entry.weight_shape[1] ** 2) if square else 0.0
+
+
+def bytes_read(entry: HeadPlan, element_size: int, alive: Sequence[float]) -> float:
+    """Of codes, numbers, basis, and the rows of weights of those who are left, for one row of input."""
+    classes, features = entry.weight_shape
+    numbers = 4 + 2 * sum(alive[:-1])
+    whole = alive[-1] * features * element_size
+    return classes * (_seen_by(entry, alive) + _NUMBER * numbers + whole) + _on_basis(entry, lambda n: _NUMBER * n)
+
+
+def flops_staged(entry: HeadPlan, alive: Sequence[float]) -> float:
+    """For one row of input, tests counted; a multiply-add of codes counts as any other."""
+    classes, features = entry.weight_shape
+    going = (1.0, *alive[:-1])
+    tests = sum(share * entry.guard.test_flops(seen) for share, seen in zip(going, entry.stages, strict=True))
+    work = 2 * classes * (_seen_by(entry, alive) + alive[-1] * features) + _on_basis(entry, lambda n: 2.0 * n)
+    return work + classes * tests
