@@ -11,15 +11,22 @@ from exprune_fx import zoo
 from exprune_fx.bench import vgg
 from exprune_fx.errors import DataError
 from exprune_fx.report.layout import Section
+from exprune_fx.static import Expressiveness, Hybrid
 from exprune_fx.static.folding import Constants
 from exprune_fx.static.select import Ranking
+from exprune_fx.studies.static.architectures import ARCHITECTURES
+from exprune_fx.studies.static.architectures.vit import IMAGE
 from exprune_fx.studies.static.classifiers import Classifier, Counts, cifar_vgg, fashion
 from exprune_fx.studies.static.curves import Curves, Setting, criteria, curves_sections, run_curves
+from exprune_fx.studies.static.peers import peers_section, run_peers
 from exprune_fx.studies.static.ranks import ranks_section, run_ranks
+from exprune_fx.studies.static.stacked import Settings, run_stacked, stacked_section
+from exprune_fx.studies.static.yolo import run_yolo, yolo_sections
 from exprune_fx.studies.subjects.training import Recipe
 
 Say = Callable[[str], None]
 Save = Callable[[dict[str, Any]], None]
+PEER_IMAGE = 64
 CLASSIFIERS = (*zoo.names(), vgg.NAME)
 
 
@@ -37,6 +44,7 @@ class Wanted:
         constants: of the curves.
         tune: images of the fine-tuning, 0 for none; of ranks, images that are all the data.
         peak_lr: the highest learning rate of the fine-tuning.
+        objective: of staging, flops or latency.
         test: images that judge.
         seed: of everything random.
     """
@@ -50,8 +58,14 @@ class Wanted:
     constants: Constants
     tune: int
     peak_lr: float
+    objective: str
     test: int
     seed: int
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Of the fine-tuning, if there is any."""
+        return Recipe(1, self.seed, batch_size=50, peak_lr=self.peak_lr) if self.tune else None
 
     def classifier(self, name: str) -> Classifier:
         """The named trained model with its data.
@@ -87,8 +101,7 @@ def run_experiment(name: str, wanted: Wanted, say: Say, save: Save) -> list[Sect
 
 
 def _curves(wanted: Wanted, say: Say, save: Save) -> list[Section]:
-    recipe = Recipe(1, wanted.seed, batch_size=50, peak_lr=wanted.peak_lr) if wanted.tune else None
-    setting = Setting(recipe, wanted.ranking, wanted.constants)
+    setting = Setting(wanted.recipe, wanted.ranking, wanted.constants)
     done: list[Curves] = []
     for name in wanted.models or CLASSIFIERS:
         subject = wanted.classifier(name)
@@ -117,4 +130,36 @@ def _listed(key: str, found: Sequence[Any]) -> dict[str, Any]:
     return {key: [each.to_dict() for each in found]}
 
 
-EXPERIMENTS: dict[str, Callable[[Wanted, Say, Save], list[Section]]] = {"curves": _curves, "ranks": _ranks}
+def _yolo(wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    found = run_yolo(say, seed=wanted.seed)
+    save({"yolo": found.to_dict()})
+    return yolo_sections(found)
+
+
+def _peers(wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    if unknown := set(wanted.models) - set(ARCHITECTURES):
+        raise DataError(f"no architecture is called {sorted(unknown)[0]!r}", hint=f"use {', '.join(ARCHITECTURES)}")
+    makers = {name: ARCHITECTURES[name] for name in wanted.models or ARCHITECTURES}
+    sizes = {name: IMAGE if name == "vit_b16" else PEER_IMAGE for name in makers}
+    pairs = run_peers(makers, sizes, say, seed=wanted.seed, on_pair=lambda so_far: save(_listed("peers", so_far)))
+    return [peers_section(pairs)]
+
+
+def _stacked(wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    settings = Settings(recipe=wanted.recipe, objective=wanted.objective)
+    done = []
+    for name in wanted.models or (vgg.NAME,):
+        subject = wanted.classifier(name)
+        criterion = Hybrid(0.5, Expressiveness(subject.scoring.inputs()))
+        done.append(run_stacked(subject, criterion, settings, say))
+        save(_listed("stacked", done))
+    return [stacked_section(each) for each in done]
+
+
+EXPERIMENTS: dict[str, Callable[[Wanted, Say, Save], list[Section]]] = {
+    "curves": _curves,
+    "ranks": _ranks,
+    "yolo": _yolo,
+    "peers": _peers,
+    "stacked": _stacked,
+}

@@ -48,6 +48,7 @@ def experiment(
     constants: Annotated[str, typer.Option("--constants", help="exact, mean or drop; see shrink.")] = "exact",
     tune: Annotated[int, typer.Option("--tune", min=0, help="Images to fine-tune on; 0 for none.")] = 3000,
     peak_lr: Annotated[float, typer.Option("--peak-lr", help="Highest learning rate of the fine-tuning.")] = 0.005,
+    objective: Annotated[str, typer.Option("--objective", help="Of staging: flops or latency.")] = "flops",
     test: Annotated[int, typer.Option("--test", min=1, help="Images to judge on.")] = 10000,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     json_path: JsonOption = None,
@@ -77,6 +78,7 @@ def experiment(
             constants=cast(Constants, constants),
             tune=tune,
             peak_lr=peak_lr,
+            objective=objective,
             test=test,
             seed=seed,
         )
