@@ -63,7 +63,9 @@ from exprune_fx.static import Taylor as Taylor
 from exprune_fx.static import shrink as shrink
 from exprune_fx.symmetry import SymmetryGroup as SymmetryGroup
 from exprune_fx.symmetry import symmetries as symmetries
+from exprune_fx.tuning import GuardSearch as GuardSearch
 from exprune_fx.tuning import Optimized as Optimized
 from exprune_fx.tuning import optimize as optimize
+from exprune_fx.tuning import search_guards as search_guards
 
 __version__ = _version("exprune_fx")

@@ -29,14 +29,13 @@ from exprune_fx.guards import Calibrated
 from exprune_fx.measurement import measure
 from exprune_fx.pipeline import transform
 from exprune_fx.plan import Objective, Plan
+from exprune_fx.tuning.budgets import BUDGETS, STAGES
 from exprune_fx.tuning.ladder import Rung, ladder
 from exprune_fx.tuning.report import Judged, OptimizeReport, Trial, pareto
 from exprune_fx.tuning.score import Evaluate, Score
 from exprune_fx.tuning.sensitivity import output_sensitivity
 from exprune_fx.tuning.study import Study, model_digest, plan_digest
 
-BUDGETS = tuple(0.0005 * 2 ** (step / 2) for step in range(20))  # to 0.36
-STAGES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 PROBE_EXAMPLES = 256
 
 

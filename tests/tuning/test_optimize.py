@@ -18,7 +18,8 @@ from exprune_fx.calibration.request import Request
 from exprune_fx.errors import DataError, PlanError
 from exprune_fx.guards import Calibrated
 from exprune_fx.measurement import measure
-from exprune_fx.tuning.optimize import BUDGETS, STAGES, Optimized
+from exprune_fx.tuning.budgets import BUDGETS, STAGES
+from exprune_fx.tuning.optimize import Optimized
 from tests.calibration.models import BATCH, batches, captured, cnn, images, mlp, vectors
 
 CALIBRATION, SELECTION, TEST = vectors(64), vectors(160, seed=5), vectors(80, seed=7)
