@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import maybe_get_fake_mode
 
-from exprune_fx.deploy.files import checked, written_whole
+from exprune_fx.deploy.files import checked
 from exprune_fx.deploy.kernels import calls_kernels, copy_library, library_beside
 from exprune_fx.deploy.program import export_program
 from exprune_fx.errors import ExportError
+from exprune_fx.files import written_whole
 from exprune_fx.graph.capture import known_warnings
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from exprune_fx.deploy.files import checked, written_whole
+from exprune_fx.deploy.files import checked
 from exprune_fx.deploy.kernels import calls_kernels
 from exprune_fx.deploy.program import export_program
 from exprune_fx.errors import ExportError
+from exprune_fx.files import written_whole
 from exprune_fx.graph import require_graph
 from exprune_fx.graph.capture import known_warnings
 from exprune_fx.pipeline import readable_form

@@ -12,9 +12,10 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from exprune_fx.deploy.files import checked, written_whole
+from exprune_fx.deploy.files import checked
 from exprune_fx.deploy.kernels import calls_kernels, copy_library, library_beside
 from exprune_fx.errors import ExportError
+from exprune_fx.files import written_whole
 from exprune_fx.graph import require_graph
 from exprune_fx.graph.capture import known_warnings
 from exprune_fx.graph.edits import CONSTANTS_KEY

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exprune_fx.errors import PlanError
+from exprune_fx.files import written_whole
 from exprune_fx.plan.array import AGAIN
 from exprune_fx.plan.head import HeadPlan
 from exprune_fx.plan.site import SitePlan
@@ -135,14 +136,9 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; the file appears whole or not at all."""
-        target = Path(path)
         text = json.dumps(self.to_dict())
-        unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with written_whole(Path(path)) as (file,):
+            file.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exprune_fx.errors import SaveError
+from exprune_fx.files import written_whole
 from exprune_fx.plan import Plan
 
 FORMAT = "exprune-staged"
@@ -72,17 +72,13 @@ class Content:
             "state_dict": self.state_dict,
             "constants": self.constants,
         }
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            with _sums():
-                torch.save(data, unfinished)
-            unfinished.replace(path)
+            with written_whole(path) as (file,), _sums():
+                torch.save(data, file)
         except (OSError, RuntimeError) as error:
             raise SaveError(
                 f"cannot write {str(path)!r}: {_first_line(error)}", hint="give a path in a directory that exists"
             ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> Content:

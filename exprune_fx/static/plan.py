@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from exprune_fx.errors import PlanError
+from exprune_fx.files import written_whole
 from exprune_fx.static.cuts import TensorCut
 from exprune_fx.static.module import AttributeChange, Bindings
 
@@ -155,13 +156,9 @@ class ChannelPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; the file appears whole or not at all."""
-        target = Path(path)
-        unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_text(json.dumps(self.to_dict()), encoding="utf-8")
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        text = json.dumps(self.to_dict())
+        with written_whole(Path(path)) as (file,):
+            file.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChannelPlan:

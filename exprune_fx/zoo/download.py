@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from exprune_fx.errors import DataError
+from exprune_fx.files import written_whole
 from exprune_fx.zoo.data import SHA256, find_file, sha256_of
 
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
@@ -27,8 +27,7 @@ TIMEOUT_S = 30.0
 def _fetch(url: str, path: Path, sha256: str, on_bytes: Callable[[int, int | None], object]) -> None:
     """Fetch `url` to `path`, which comes into being whole and with the right checksum, or not at all."""
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder) / path.name
+    with written_whole(path) as (part,):
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, part.open("wb") as file:
                 total = int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
@@ -48,7 +47,6 @@ def _fetch(url: str, path: Path, sha256: str, on_bytes: Callable[[int, int | Non
                 f"{url} is not the published file: its sha256 is {digest.hexdigest()}, not {sha256}",
                 hint="try again later, or copy the file there by hand; nothing was written",
             )
-        part.replace(path)
 
 
 def _is_there(data_dir: Path, name: str) -> bool:

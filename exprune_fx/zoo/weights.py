@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from exprune_fx.errors import DataError
+from exprune_fx.files import written_whole
 from exprune_fx.zoo.models import resnet_fashion, vgg_fashion
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"resnet_fashion": resnet_fashion, "vgg_fashion": vgg_fashion}
@@ -40,10 +40,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         state[name] = small.clone()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        torch.save(state, part)
-        part.replace(path)
+    with written_whole(path) as (file,):
+        torch.save(state, file)
 
 
 def load_weights(model: nn.Module, file: str | os.PathLike[str] | IO[bytes]) -> None:
