@@ -38,7 +38,8 @@ from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
 
 aten = torch.ops.aten
 
-_LAYERS = (aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_LAYERS = (aten.linear.default, *_CONVOLUTIONS)
 _PER_ELEMENT: dict[object, int] = {
     aten.batch_norm.default: 3,
     aten.relu.default: 1,
@@ -79,11 +80,9 @@ class _Layer:
 
     Attributes:
         terms: [out, K], float64: multiply-adds of each term that count.
-        bias: of a convolution, which costs 1 an element.
     """
 
     terms: Tensor
-    bias: bool
 
     @property
     def whole(self) -> Tensor:
@@ -99,7 +98,7 @@ class _Layer:
         value = tensor_at(gm, str(weight.target)).detach()
         counted = (value != 0).double() if sparse else torch.ones_like(value, dtype=torch.float64)
         counted = counted.reshape(len(value), terms or value.shape[1], -1).sum(2)
-        return cls(counted, node.target != aten.linear.default and len(node.args) > 2 and node.args[2] is not None)
+        return cls(counted)
 
 
 class _Counter(fx.Interpreter):
@@ -132,7 +131,7 @@ class Counting:
     def __init__(self, captured: fx.GraphModule, sparse: bool) -> None:
         self._captured, self._sparse = captured, sparse
         self._fixed = sum(
-            (factor * elements_expr(node) for node in captured.graph.nodes if (factor := _factor(node))),
+            (factor * elements_expr(node) for node in captured.graph.nodes if (factor := _per_element(node))),
             sympy.Integer(0),
         )
 
@@ -193,8 +192,13 @@ class Counting:
         return sum(evaluate(dense_flops(node), sizes) for node in dense.graph.nodes if node.target not in _LAYERS)
 
 
-def _factor(node: fx.Node) -> int:
-    return _PER_ELEMENT.get(node.target, 0) if isinstance(node.meta.get("val"), Tensor) else 0
+def _per_element(node: fx.Node) -> int:
+    """FLOPs for each element of a result beside those of weights: of what was captured, before batch norms fold."""
+    if not isinstance(node.meta.get("val"), Tensor):
+        return 0
+    if node.target in _CONVOLUTIONS:
+        return int(len(node.args) > 2 and node.args[2] is not None)
+    return _PER_ELEMENT.get(node.target, 0)
 
 
 def _mark_convolutions(gm: fx.GraphModule, sites: Mapping[str, Site]) -> None:
@@ -206,14 +210,13 @@ def _mark_convolutions(gm: fx.GraphModule, sites: Mapping[str, Site]) -> None:
 
 def _plain(layer: _Layer, elements: int) -> float:
     positions = elements / len(layer.terms)
-    return positions * float(layer.whole.sum()) + (elements if layer.bias else 0)
+    return positions * float(layer.whole.sum())
 
 
 def _staged(site: Site, plan: SitePlan, layer: _Layer, counter: _Counter) -> tuple[float, float, float]:
     """Dense, staged and test FLOPs of one staged site on one batch."""
     positions = counter.neurons[site.name]
-    bias = positions * len(layer.terms) if layer.bias else 0
-    whole = positions * float(layer.whole.sum()) + bias
+    whole = positions * float(layer.whole.sum())
     going = [torch.full((len(layer.terms),), float(positions), dtype=torch.float64)]
     going += [counter.alive[site.name, stage] for stage in range(len(plan.stages))]
     if plan.head == "principal":
@@ -222,7 +225,7 @@ def _staged(site: Site, plan: SitePlan, layer: _Layer, counter: _Counter) -> tup
         inputs = _input_positions(site, positions)
         head = 2 * rank * (inputs * site.terms * site.block + positions * len(layer.terms) * kernel)
         tests = positions * len(layer.terms)
-        return whole, head + float((going[1] * layer.whole).sum()) + bias, float(tests)
+        return whole, head + float((going[1] * layer.whole).sum()), float(tests)
     done, tests_sum, before = 0.0, 0.0, 0
     for share, end in zip(going, (*plan.stages, site.terms), strict=True):
         terms = layer.terms[:, before:end]
@@ -230,7 +233,7 @@ def _staged(site: Site, plan: SitePlan, layer: _Layer, counter: _Counter) -> tup
         if end < site.terms:
             tests_sum += float((share * _test_flops(plan, terms)).sum())
         before = end
-    return whole, done + bias, tests_sum
+    return whole, done, tests_sum
 
 
 def _input_positions(site: Site, positions: int) -> float:

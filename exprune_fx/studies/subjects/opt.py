@@ -84,9 +84,9 @@ def make_opt_characters(data_dir: Folder, weights: Folder | None, sizes: Sizes, 
         f"selection of the training text, judged on {test.examples} of held-out text ({test.examples * WINDOW:,} "
         "positions)",
         model=Logits(model).eval(),
-        args=(calibration[:2, :-1],),
+        args=(calibration[:2, :-1].contiguous(),),
         dynamic_shapes=({0: Dim.AUTO},),
-        calibration=[(part[:, :-1],) for part in calibration.split(BATCH)],
+        calibration=[(part[:, :-1].contiguous(),) for part in calibration.split(BATCH)],
         selection=selection,
         test=test,
     )
@@ -129,7 +129,7 @@ def _windows(tokens: Tensor) -> Tensor:
 
 def _judge(windows: Tensor) -> Judge:
     split = windows.split(BATCH)
-    return Judge(TokenAccuracy(), [(part[:, :-1],) for part in split], [part[:, 1:] for part in split])
+    return Judge(TokenAccuracy(), [(part[:, :-1].contiguous(),) for part in split], [part[:, 1:] for part in split])
 
 
 # --- PIQA -------------------------------------------------------------------------------------------------------------
