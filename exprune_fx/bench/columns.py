@@ -4,4 +4,5 @@ from exprune_fx.compiling import INNER
 
 DENSE = ("eager", *INNER)
 OURS = "ours"
+STAGED = "staged"  # what the plan stages, timed beside ours where the clock left it dense
 COLUMNS = (*DENSE, OURS)

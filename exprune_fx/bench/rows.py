@@ -44,6 +44,7 @@ class Row:
         accuracy_dense: on held-out examples, None without.
         accuracy_ours: likewise, of the graph that was timed.
         examples: held-out examples; 0 without.
+        staged_s: median seconds of the staged form where the clock left the site dense; None where ours is staged.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Row:
     accuracy_dense: float | None = None
     accuracy_ours: float | None = None
     examples: int = 0
+    staged_s: float | None = None
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -95,6 +97,11 @@ class Row:
     def ratio(self) -> float:
         """The best dense column's median over ours: above 1 ours is faster."""
         return self.seconds[self.best_dense] / self.seconds[OURS]
+
+    @property
+    def staged_ratio(self) -> float | None:
+        """The ratio that ours would have had, if it had not been left dense."""
+        return None if self.staged_s is None else self.seconds[self.best_dense] / self.staged_s
 
     @property
     def ratio_spread(self) -> tuple[float, float]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from exprune_fx.bench.columns import DENSE, OURS
+from exprune_fx.bench.columns import DENSE, OURS, STAGED
 from exprune_fx.bench.machine import Machine, name_of
 from exprune_fx.bench.rows import WRONG, Row
 from exprune_fx.bench.subject import HeldOut, Say, Subject
 from exprune_fx.bench.timing import Interleaved, Schedule, Timing, interleave
 from exprune_fx.bench.touched import count_touched
+from exprune_fx.calibration.prepare import Prepared
+from exprune_fx.calibration.whole import settle
 from exprune_fx.compiling import INNER, Runnable, compiled
 from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
 from exprune_fx.pipeline import record_of, transform
-from exprune_fx.plan import SitePlan
+from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.sites import find_heads
 from exprune_fx.staging import ROLE_KEY, SITE_KEY
 from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
@@ -46,19 +49,21 @@ def run_subject(
         ExpruneError: a column cannot be compiled, or was compiled again while it was timed.
     """
     say("transform")
-    readable = transform(subject.gm, subject.plan, lower=False)
-    ours = transform(subject.gm, subject.plan, lower=lower)
+    plan = _kept(subject, say) if lower else subject.plan
+    readable = transform(subject.gm, plan, lower=False)
+    forms = {OURS: transform(subject.gm, plan, lower=lower)}
+    if plan is not subject.plan:
+        forms[STAGED] = transform(subject.gm, subject.plan, lower=lower)
+    ours = forms[OURS]
     touched = count_touched(readable, subject.inputs)
-    timed, outputs = _time(subject, ours, schedule, say)
-    uncompiled = _outputs(ours, subject)
-    errors = {
-        name: relative_error(values, uncompiled if name.startswith(OURS) else outputs["eager"])
-        for name, values in outputs.items()
-    }
-    inner, times, inner_times = best_inner(timed, errors, WRONG[name_of(subject.dtype)])
+    timed, outputs = _time(subject, forms, schedule, say)
+    uncompiled = {form: _outputs(graph, subject) for form, graph in forms.items()} | {"": outputs["eager"]}
+    errors = {name: relative_error(values, uncompiled[name.rpartition("/")[0]]) for name, values in outputs.items()}
+    wrong = WRONG[name_of(subject.dtype)]
+    inner, times, inner_times = best_inner(timed, errors, wrong)
     dense = outputs["eager"]
     got = outputs[f"{OURS}/{inner}"]
-    proved = all(isinstance(entry.guard, Bound) for entry in subject.plan.staged)
+    proved = all(isinstance(entry.guard, Bound) for entry in plan.staged)
     judged = subject.held_out if judge else None
     say("accuracy" if judged else "")
     return Row(
@@ -72,7 +77,8 @@ def run_subject(
         ours_inner=inner,
         ours_inner_seconds=inner_times,
         sites=count_forms(ours),
-        decisions={entry.site: _decision(entry) for entry in subject.plan.sites},
+        decisions={entry.site: _decision(entry) for entry in plan.sites},
+        staged_s=min(best_inner(timed, errors, wrong, STAGED)[2].values()) if STAGED in forms else None,
         rounds=timed.rounds,
         calls=timed.calls,
         max_error=largest_difference(got, dense),
@@ -89,12 +95,24 @@ def run_subject(
     )
 
 
+def _kept(subject: Subject, say: Say) -> Plan:
+    """What ``objective="latency"`` keeps of a micro row's plan; a whole model's was settled when it was calibrated."""
+    if subject.kind != "micro" or not subject.plan.staged:
+        return subject.plan
+    say("settling by the clock")
+    graph = Prepared.of(subject.gm)
+    settled = settle(graph.gm, graph.groups, graph.sites, {"staged": subject.plan.sites}, subject.inputs)
+    if any(entry.is_staged for entry in settled.sites):
+        return subject.plan
+    return replace(subject.plan, sites=settled.sites, objective="latency", whole=settled.timing)
+
+
 def _time(
-    subject: Subject, ours: fx.GraphModule, schedule: Schedule, say: Say
+    subject: Subject, forms: Mapping[str, fx.GraphModule], schedule: Schedule, say: Say
 ) -> tuple[Interleaved, dict[str, list[Tensor]]]:
     """The times of all columns, and what each of them computes on all inputs."""
     torch._dynamo.reset()  # what earlier rows compiled; never between columns, which would be compiled again
-    columns = _columns(subject, ours, say)
+    columns = _columns(subject, forms, say)
     say("timing")
     with torch.no_grad():
         timed = interleave({column.name: column.call for column in columns}, subject.inputs, schedule)
@@ -104,22 +122,23 @@ def _time(
 
 
 def best_inner(
-    timed: Interleaved, errors: Mapping[str, float], wrong: float
+    timed: Interleaved, errors: Mapping[str, float], wrong: float, form: str = OURS
 ) -> tuple[str, dict[str, Timing], dict[str, float]]:
     """The fastest of ours: its inner setting, all columns with it as ``ours``, and the medians of all of ours.
 
     Args:
-        timed: with a column ``ours/<inner>`` for each inner setting.
-        errors: by the same names; ours/<inner> with an error above ``wrong`` is out.
+        timed: with a column ``<form>/<inner>`` for each inner setting.
+        errors: by the same names; one with an error above ``wrong`` is out.
         wrong: share of the outputs' norm.
+        form: OURS, or STAGED.
 
     Raises:
         ExpruneError: under no inner setting are the outputs right.
     """
-    ours = {inner: timed.columns[f"{OURS}/{inner}"] for inner in INNER}
-    right = [inner for inner in ours if errors[f"{OURS}/{inner}"] <= wrong]
+    ours = {inner: timed.columns[f"{form}/{inner}"] for inner in INNER}
+    right = [inner for inner in ours if errors[f"{form}/{inner}"] <= wrong]
     if not right:
-        found = ", ".join(f"{inner} {errors[f'{OURS}/{inner}']:.1g}" for inner in ours)
+        found = ", ".join(f"{inner} {errors[f'{form}/{inner}']:.1g}" for inner in ours)
         raise ExpruneError(
             f"the compiled staged graph computes something else than the same graph uncompiled: errors {found}",
             hint="this is a bug, of the fused operators or of torch.compile",
@@ -144,12 +163,12 @@ def count_forms(gm: fx.GraphModule) -> dict[str, int]:
     return {"fused": len(fused), "readable": len(readable), "dense": dense}
 
 
-def _columns(subject: Subject, ours: fx.GraphModule, say: Say) -> list[Runnable]:
+def _columns(subject: Subject, forms: Mapping[str, fx.GraphModule], say: Say) -> list[Runnable]:
     example = subject.inputs[0]
     columns = [Runnable("eager", subject.model)]
     wanted: Mapping[str, tuple[nn.Module, str]] = {
         **{inner: (subject.model, inner) for inner in INNER},
-        **{f"{OURS}/{inner}": (ours, inner) for inner in INNER},
+        **{f"{form}/{inner}": (graph, inner) for form, graph in forms.items() for inner in INNER},
     }
     for name, (model, inner) in wanted.items():
         say(f"compiling {name}")

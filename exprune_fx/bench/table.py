@@ -18,7 +18,7 @@ _TIMES_NOTE = (
     "Batch: dtype x examples in a call. Times: median of a call, all columns interleaved in one run; the best dense "
     "column is marked *, one that computes wrong outputs !. Ratio: that column over ours, above 1 ours is faster; "
     "quartiles: of that ratio, round by round. Freezing, autotune: torch.compile with parameters frozen, and "
-    "max_autotune on top; ours: the staged graph under the best of the same three settings."
+    "max_autotune on top; ours: the graph that is kept under the best of the same three settings."
 )
 _TOUCHED_NOTE = (
     "Stopped: share of the staged sites' neurons. FLOPs, time: share saved; FLOPs are counted, tests included, time is "
@@ -26,6 +26,8 @@ _TOUCHED_NOTE = (
     "large read and large matrix product. Error: largest difference from the dense outputs, over the largest of these; "
     "(r): rounding alone, else stopping adds to it."
 )
+
+_LEFT_NOTE = "Here staging loses, so ours runs dense. Staged: the time that it would take; if staged: the ratio then."
 
 
 def machine_text(machine: Machine) -> str:
@@ -45,6 +47,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     return [
         Section(f"Time a call, {threads} threads", (_TIMES_NOTE,), _times(rows)),
         Section("What was touched", (_TOUCHED_NOTE,), _touched(rows)),
+        *_left_dense(rows),
         *_accuracies(rows),
         Section("Summary", (summarise(rows).text(), *_unlowered(rows))),
     ]
@@ -101,6 +104,18 @@ def _touched_cells(row: Row) -> tuple[Cell, ...]:
 def _rate(rate: float, ceiling: float | None) -> str:
     share = f" ({100 * rate / ceiling:.0f} %)" if ceiling else ""
     return f"{rate:.1f}{share}" if rate < 100 else f"{rate:.0f}{share}"
+
+
+def _left_dense(rows: Sequence[Row]) -> list[Section]:
+    left = [row for row in rows if row.staged_s is not None]
+    if not left:
+        return []
+    titles = columns("row", ">batch", ">staged", ">ratio", ">if staged")
+    cells = tuple(
+        (*_head(row), Cell(time_text(row.staged_s or 0)), Cell(f"{row.ratio:.2f}x"), Cell(f"{row.staged_ratio:.2f}x"))
+        for row in left
+    )
+    return [Section("Left dense by the clock", (_LEFT_NOTE,), Table(titles, cells))]
 
 
 def _accuracies(rows: Sequence[Row]) -> list[Section]:

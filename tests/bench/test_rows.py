@@ -60,6 +60,17 @@ def test_slower_is_a_negative_saving() -> None:
     assert row.time_saved == pytest.approx(-1.0)
 
 
+def test_a_site_that_the_clock_left_dense_says_what_staging_it_would_take() -> None:
+    row = a_row(timings=timings(4e-3, 3e-3, 2.5e-3, 2e-3, 2e-3), staged_s=4e-3)
+    assert row.ratio == pytest.approx(1.0)
+    assert row.staged_ratio == pytest.approx(0.5)
+    (left,) = (section for section in sections([row, a_row()]) if section.title.startswith("Left dense"))
+    assert left.table is not None
+    assert [cells[-1].text for cells in left.table.rows] == ["0.50x"]
+    assert not any(section.title.startswith("Left dense") for section in sections([a_row()]))
+    assert bench_json(MACHINE, [row], {})["rows"][0]["staged_seconds"] == 4e-3
+
+
 def test_summary_is_the_geometric_mean_and_names_the_worst() -> None:
     fast, slow = a_row(), a_row(name="slow", timings=timings(1e-3, 1e-3, 1e-3, 1e-3, 2e-3))
     summary = summarise([fast, slow])
