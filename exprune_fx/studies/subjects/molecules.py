@@ -153,15 +153,16 @@ def _rdkit() -> tuple[Any, Any]:
 
 def _read(chem: Any, smiles: str) -> Any:
     """A molecule; where only its valences are refused, it is read without that check."""
-    molecule = chem.MolFromSmiles(smiles)
-    if molecule is not None:
-        return molecule
-    molecule = chem.MolFromSmiles(smiles, sanitize=False)
+    molecule = chem.MolFromSmiles(smiles) or chem.MolFromSmiles(smiles, sanitize=False)
     if molecule is None:
         raise DataError(f"rdkit cannot read the SMILES {smiles!r}", hint="check the file")
-    molecule.UpdatePropertyCache(strict=False)
-    flags = chem.SanitizeFlags
-    chem.SanitizeMol(molecule, flags.SANITIZE_ALL ^ flags.SANITIZE_PROPERTIES)
+    if molecule.NeedsUpdatePropertyCache():
+        molecule.UpdatePropertyCache(strict=False)
+        flags = chem.SanitizeFlags
+        try:
+            chem.SanitizeMol(molecule, flags.SANITIZE_ALL ^ flags.SANITIZE_PROPERTIES)
+        except ValueError as error:  # of which rdkit's own errors are
+            raise DataError(f"rdkit cannot read the SMILES {smiles!r}: {error}", hint="check the file") from error
     return molecule
 
 

@@ -34,7 +34,12 @@ def test_search_begins_with_the_first_and_finds_better() -> None:
 
 
 def test_choice_holds_the_drop_and_leaves_dense_what_saves_nothing() -> None:
-    trials = [Trial((1.0,), 0.5, 0.9), Trial((2.0,), 0.895, 0.3), Trial((3.0,), 0.9, 0.2), Trial((4.0,), 0.9, 0.8, True)]
+    trials = [
+        Trial((1.0,), 0.5, 0.9),
+        Trial((2.0,), 0.895, 0.3),
+        Trial((3.0,), 0.9, 0.2),
+        Trial((4.0,), 0.9, 0.8, True),
+    ]
     best = chosen(trials, 0.9, 0.005)
     assert best is not None
     assert best.setting == (2.0,)
