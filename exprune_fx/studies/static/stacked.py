@@ -224,8 +224,9 @@ def stacked_section(found: Stacked) -> Section:
     return section(
         f"Shrunk and staged: {found.model}",
         f"Shrunk to {100 * settings.target_flops:.0f} % of the FLOPs, {tuned}; staged by "
-        f"Calibrated({settings.budget:g}), objective {settings.objective}, without fine-tuning afterwards. FLOPs of one image, tests included, on "
-        f"{settings.measured:,} test images; accuracy in % of {found.test:,} images that the dense model never saw. "
+        f"Calibrated({settings.budget:g}), objective {settings.objective}, without fine-tuning afterwards. "
+        f"FLOPs of one image, tests included, on {settings.measured:,} test images; "
+        f"accuracy in % of {found.test:,} images that the dense model never saw. "
         f"Time: median ms of a call of {settings.batch} in the best of eager mode (of what is not staged), "
         f"{' and '.join(settings.inner)}, interleaved in one run of {found.rounds} rounds, "
         f"{found.threads} threads; ratio: the dense model's time over it.",

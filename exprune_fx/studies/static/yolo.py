@@ -33,6 +33,7 @@ class Detector:
         whole: groups that could not, each with its reason.
         channels: outputs of convolutions that belong to a group that could lose members, and all of them.
         outputs: channels of the raw maps, which stay: classes, and bins of boxes.
+        images: of the made set.
         losses_dense: of each training step, of the network as it was.
         losses_shrunk: of each training step on the same images.
         shrink_s: wall time of shrinking, capture and scoring included.
@@ -46,6 +47,7 @@ class Detector:
     whole: dict[str, str]
     channels: tuple[int, int]
     outputs: int
+    images: int
     losses_dense: tuple[float, ...]
     losses_shrunk: tuple[float, ...]
     shrink_s: float
@@ -61,9 +63,9 @@ def run_yolo(
     *,
     make: Callable[[int], YOLOv8] = YOLOv8,
     image_size: int = 160,
-    images: int = 64,
+    images: int = 16,
     steps: int = 20,
-    batch: int = 8,
+    batch: int = 16,
     target_flops: float = 0.5,
     seed: int = 0,
 ) -> Detector:
@@ -73,7 +75,7 @@ def run_yolo(
         say: told what is being done.
         make: the network for a number of classes.
         image_size: height and width, pixels, a multiple of 32.
-        images: of the made set.
+        images: of the made set, which is gone through again and again.
         steps: of training.
         batch: images a step.
         target_flops: fraction of the multiply-adds that may remain.
@@ -85,7 +87,7 @@ def run_yolo(
     model = copy.deepcopy(dense)
     say("shrinking")
     start = time.perf_counter()
-    batches = [(each,) for each in scenes.images.split(batch)]
+    batches = [(each,) for each in scenes.images.split(8)]
     small = shrink(model, (scenes.images[:2],), criterion=Expressiveness(batches), target_flops=target_flops)
     shrink_s = time.perf_counter() - start
     report = small.report
@@ -102,6 +104,7 @@ def run_yolo(
         whole={group.name: group.reason for group in report.groups if group.reason},
         channels=(own, every),
         outputs=outputs,
+        images=images,
         losses_dense=losses["as it was"],
         losses_shrunk=losses["shrunk"],
         shrink_s=shrink_s,
@@ -159,8 +162,9 @@ def yolo_sections(found: Detector) -> list[Section]:
         section("YOLOv8n", about, ("", ">before", ">after", ">removed, %"), sizes),
         section(
             "Training steps",
-            "Loss of each step before it, Adam, on a made set of coloured shapes: binary cross entropy of classes, and "
-            "1 - IoU and L1 of boxes, per object. The network as it was, and shrunk, from the same weights.",
+            f"Loss of each step before it, Adam, on a made set of {found.images} images of coloured shapes: binary "
+            "cross entropy of classes, and 1 - IoU and L1 of boxes, per object. The network as it was, and shrunk, from "
+            "the same random weights.",
             (">step", ">as it was", ">shrunk"),
             rows,
         ),

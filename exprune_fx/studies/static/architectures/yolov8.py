@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 REG_MAX = 16
 """Bins of the distribution of each of a box's four distances."""
+PRIOR = -4.6
+"""Logit that every cell starts with for every class: an object in one cell of a hundred."""
 
 
 class Conv(nn.Module):
@@ -81,6 +83,8 @@ class Detect(nn.Module):
         scores = max(channels[0], min(classes, 100))
         self.cv2 = nn.ModuleList(_branch(width, boxes, 4 * REG_MAX) for width in channels)
         self.cv3 = nn.ModuleList(_branch(width, scores, classes) for width in channels)
+        for each in self.cv3:
+            nn.init.constant_(each[-1].bias, PRIOR)  # type: ignore[index] # a Sequential
 
     def forward(self, scales: list[Tensor]) -> list[Tensor]:
         """Maps of each scale to N x (4 * REG_MAX + classes) x H x W of each."""
