@@ -102,10 +102,9 @@ def _lower(gm: fx.GraphModule, finish: fx.Node, guard: fx.Node, made_by: str) ->
     name = str(codes.target)
     row = set_tensor(gm, fresh_name(gm, f"{name}_in_one_row"), in_one_row(tensor_at(gm, name), stages))
     args = (*guard.args[:3], row, *guard.args[4:10])
-    if is_call(finish, exprune.finish_argmax.default):
-        target, more = exprune.staged_argmax.default, ()
-    else:
-        target, more = exprune.staged_topk.default, (guard.args[10],)
+    chooses_one = is_call(finish, exprune.finish_argmax.default)
+    target = (exprune.staged_argmax if chooses_one else exprune.staged_topk).default
+    more = () if chooses_one else guard.args[10:]
     made = insert_call(gm, target, (*args, *more), like=finish, made_by=made_by, before=finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = finish.meta[HEAD_KEY], "fused"
     made.meta[HEAD_KEY] = finish.meta[HEAD_KEY]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from exprune_fx.bench.heads import head_specs
 from exprune_fx.bench.micro import micro_specs
 from exprune_fx.bench.models import BUDGET, Folder, model_names, model_specs
 from exprune_fx.bench.subject import RowSpec
@@ -44,7 +45,11 @@ def select_rows(
     for name in models:
         if name not in known:
             raise DataError(f"the benchmark has no model {name!r}", hint=f"use one of {', '.join(known)}")
-    rows = [*micro_specs(dtypes, batch), *model_specs(checkpoints, data_dir, dtypes, batch, budget)]
+    rows = [
+        *micro_specs(dtypes, batch),
+        *head_specs(checkpoints, dtypes, batch),
+        *model_specs(checkpoints, data_dir, dtypes, batch, budget),
+    ]
     wanted = list(filters) or ([] if models else ["all"])
     for text in wanted:
         if not any(_fits(row, text) for row in rows):

@@ -17,6 +17,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from exprune_fx.calibration.heads import bytes_read, flops_staged
 from exprune_fx.cost import SiteCost, dense_flops, evaluate, site_cost
 from exprune_fx.errors import PlanError
 from exprune_fx.graph.running import placeholder_values, symbol_values
@@ -24,6 +25,7 @@ from exprune_fx.pipeline import StagedRecord, record_of
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
 from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
+from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
 
 _LINEAR = torch.ops.aten.linear.default
 
@@ -134,9 +136,24 @@ class _Counter(fx.Interpreter):
             self.stopped[n.meta[SITE_KEY], n.meta[STAGE_KEY]] = value
         elif self.record is not None and role == "finish":
             self._site(n, value)
+        elif n.meta.get(HEAD_ROLE_KEY) == "after":
+            self._head(n, value)
         elif role != "gated":
             self._plain(n, value)
         return value
+
+    def _head(self, n: fx.Node, after: Tensor) -> None:
+        """A prediction head, by when its classes stopped: each call reads for all rows what one of them needs."""
+        assert self.record is not None
+        entry = next(each for each in self.record.plan.heads if each.head == n.meta[HEAD_KEY])
+        x, weight = (self.env[arg] for arg in n.args[:2])  # type: ignore[index] # nodes
+        rows, stages = after.reshape(-1, after.shape[-1]), range(len(entry.stages))
+        share = [float((rows > stage).double().mean()) for stage in stages]
+        anywhere = [float((rows > stage).any(0).double().mean()) for stage in stages]
+        self.counts.flops += len(rows) * flops_staged(entry, share)
+        self.counts.bytes += bytes_read(entry, weight.element_size(), anywhere) + _bytes(x)
+        self.counts.neurons += rows.numel()
+        self.counts.stopped += int((rows < len(entry.stages)).sum())
 
     def _plain(self, n: fx.Node, value: Any) -> None:
         flops = evaluate(dense_flops(n), self.sizes) if n.op == "call_function" else 0.0

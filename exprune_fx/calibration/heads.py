@@ -46,9 +46,9 @@ def calibrate_heads(
     All classes are estimated from 8-bit codes of their weights, a quarter of the bytes of float32, in one or several
     stages; a class that cannot win stops, and those that are left are computed whole, from the weights themselves. With
     data, weights are turned into the basis in which weights and inputs fall off alike (as in balanced truncation:
-    Moore, IEEE TAC 26 (1), 1981), so that few numbers of each class tell most; the stages are those that read the fewest
-    bytes on the examples. Without, one stage reads the codes of the weights as they are: that needs no examples to be
-    sound.
+    Moore, IEEE TAC 26 (1), 1981), so that few numbers of each class tell most; the stages are those that read the
+    fewest bytes on the examples. Without, one stage reads the codes of the weights as they are: that needs no examples
+    to be sound.
 
     Args:
         gm: a captured graph that returns, or goes on with, ``argmax(-1)`` or ``topk(k, -1)`` of a linear layer.
@@ -211,11 +211,10 @@ def _balanced_basis(subject: _Subject, center: Tensor) -> Tensor | None:
     eye = torch.eye(rows.shape[1], dtype=torch.float64)
     covariance, moments = rows.t() @ rows / len(rows), finite.t() @ finite / len(finite)
     covariance, moments = (each + _RIDGE * each.diagonal().mean() * eye for each in (covariance, moments))
-    try:
-        factor = torch.linalg.cholesky(covariance)
-        squares, turn = torch.linalg.eigh(factor.t() @ moments @ factor)
-    except torch.linalg.LinAlgError:
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
         return None
+    squares, turn = torch.linalg.eigh(factor.t() @ moments @ factor)
     scale = squares.flip(0).clamp_min(squares.max() * 1e-12) ** 0.25
     basis: Tensor = scale[:, None] * torch.linalg.solve_triangular(factor, turn.flip(1).t(), upper=False, left=False)
     return basis.float() if bool(torch.isfinite(basis).all()) else None

@@ -125,7 +125,7 @@ class _Path:
 
 
 def _walk_back(node: object, wanted: _Wanted) -> _Path | None:
-    """The layer that ``node`` is a monotone image of, row by row; None unless every value on the way has this one use."""
+    """The layer whose order ``node`` has, row by row; None unless every value on the way has this one use."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return None
     if is_reduction(node):
