@@ -163,8 +163,8 @@ def yolo_sections(found: Detector) -> list[Section]:
         section(
             "Training steps",
             f"Loss of each step before it, Adam, on a made set of {found.images} images of coloured shapes: binary "
-            "cross entropy of classes, and 1 - IoU and L1 of boxes, per object. The network as it was, and shrunk, from "
-            "the same random weights.",
+            "cross entropy of classes, and 1 - IoU and L1 of boxes, per object. The network as it was, and shrunk, "
+            "from the same random weights.",
             (">step", ">as it was", ">shrunk"),
             rows,
         ),

@@ -39,7 +39,7 @@ def test_it_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_failure_of_the_other_library_is_reported_and_ours_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        def DependencyGraph(self) -> Any:
+        def DependencyGraph(self) -> Any:  # noqa: N802 - the other library's name
             raise RuntimeError("no such operator\nand more")
 
     monkeypatch.setitem(sys.modules, "torch_pruning", Broken())

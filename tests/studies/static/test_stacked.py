@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from exprune_fx.bench.timing import Interleaved, Schedule, Timing
+from exprune_fx.compiling import Runnable
 from exprune_fx.static import Magnitude
 from exprune_fx.studies.static import stacked
 from exprune_fx.studies.static.stacked import FORMS, Settings, run_stacked, stacked_section
@@ -15,7 +16,7 @@ from tests.studies.static.subjects import subject
 
 def test_both_savings_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled here: `Runnable` and `interleave` have tests of their own."""
-    monkeypatch.setattr(stacked, "compiled", lambda model, name, inner, args: stacked.Runnable(name, model))
+    monkeypatch.setattr(stacked, "compiled", lambda model, name, inner, args: Runnable(name, model))
     settings = Settings(0.6, Recipe(1, batch_size=8, bfloat16=False), budget=0.05, inner=("inductor",), measured=16)
     found = run_stacked(subject(), Magnitude(), settings, lambda _: None, Schedule(2, 0.0, 1, 1.0, 2))
     assert tuple(form.name for form in found.forms) == FORMS
