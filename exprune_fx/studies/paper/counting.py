@@ -108,7 +108,12 @@ class _Counter(fx.Interpreter):
         super().__init__(gm)
         self.alive: dict[tuple[str, int], Tensor] = {}
         self.neurons: dict[str, int] = {}
-        self.elements: dict[str, int] = {}
+        self._dense: dict[str, int] = {}
+
+    def neurons_of(self, node: str, sites: Mapping[str, Site]) -> int:
+        """Of one output channel of a layer that is not staged, or staged with a guard that the plan does not know."""
+        found = self._dense.get(node)
+        return self.neurons[next(s.name for s in sites.values() if s.node == node)] if found is None else found
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs the node and counts."""
@@ -121,7 +126,9 @@ class _Counter(fx.Interpreter):
             self.alive[n.meta[SITE_KEY], n.meta[STAGE_KEY]] = kept
             self.neurons[n.meta[SITE_KEY]] = value.numel() // len(kept)
         elif n.target in _LAYERS and role is None:
-            self.elements[n.name] = value.numel()
+            weight = n.args[1]
+            assert isinstance(weight, fx.Node)
+            self._dense[n.name] = value.numel() // int(weight.meta["val"].shape[0])
         return value
 
 
@@ -164,7 +171,7 @@ class Counting:
             for node_name, layer in layers.items():
                 site = next((s for s in sites.values() if s.node == node_name and s.name in plans), None)
                 if site is None:
-                    cost = _plain(layer, counter.elements[node_name])
+                    cost = _plain(layer, counter.neurons_of(node_name, sites))
                     dense, work = dense + cost, work + cost
                     continue
                 whole, done, tests = _staged(site, plans[site.name], layer, counter)
@@ -208,8 +215,7 @@ def _mark_convolutions(gm: fx.GraphModule, sites: Mapping[str, Site]) -> None:
             node.meta["exprune_conv"] = sites[node.meta[SITE_KEY]].geometry is not None
 
 
-def _plain(layer: _Layer, elements: int) -> float:
-    positions = elements / len(layer.terms)
+def _plain(layer: _Layer, positions: int) -> float:
     return positions * float(layer.whole.sum())
 
 

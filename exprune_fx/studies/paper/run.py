@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from exprune_fx.studies.paper.published import published_figure
 from exprune_fx.studies.paper.results import OURS, Curve, Reproduction, Row
 from exprune_fx.studies.paper.search import Trial, chosen, search_settings
 from exprune_fx.studies.paper.store import Store
+from exprune_fx.studies.paper.template import Template
 from exprune_fx.studies.subjects import Subject
 from exprune_fx.studies.subjects.metrics import drop_interval
 from exprune_fx.tuning import optimize
@@ -74,7 +75,7 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
         rows += found
     ours, found = run.ours()
     sizes = [len(target) for target in subject.test.targets[: settings.test_counted]]
-    test = run.tally("dense", run.dense)
+    test = run.tally("dense", run.dense_graphs)
     return Reproduction(
         subject=subject.name,
         title=subject.title,
@@ -92,6 +93,14 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
         trials=settings.trials,
         wall_s=time.perf_counter() - started,
     )
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """How to make the graphs of one plan: to be evaluated, and to be counted."""
+
+    model: Callable[[], fx.GraphModule]
+    readable: Callable[[], fx.GraphModule]
 
 
 @dataclass(eq=False)
@@ -130,7 +139,7 @@ class _Run:
         say("the dense model")
         first = store.get("selection dense", lambda: run._scores(gm))
         run.dense_first, run.dense_score = first["first"], first["score"]
-        run.dense_test = run.judged("dense", run.dense)
+        run.dense_test = run.judged("dense", run.dense_graphs)
         return run
 
     # --- the paper's guards -------------------------------------------------------------------------------------------
@@ -141,11 +150,12 @@ class _Run:
         batches = self.subject.calibration
         quantiles = {} if guard == "StatsTest" else mean_quantiles(self.gm, self.prepared.sites, self.heads, batches)
         space = GuardSpace(guard, self.prepared.sites, self.heads, quantiles)
+        template = Template(self.prepared, space)
         numbers = itertools.count(1)
 
         def try_setting(setting: tuple[float, ...]) -> Trial:
             self.say(f"{guard}: trial {next(numbers)} of {self.settings.trials}")
-            found = self.store.get(f"{guard} {list(setting)}", lambda: self._tried(space.plan(setting)))
+            found = self.store.get(f"{guard} {list(setting)}", lambda: self._tried(template, setting))
             return Trial(setting, found["score"], found["fraction_removed"], found["given_up"])
 
         trials = search_settings(
@@ -156,12 +166,16 @@ class _Run:
             best = chosen(trials, self.dense_score, drop)
             setting = (0.0,) * len(self.heads) if best is None else best.setting
             lost = 0.0 if best is None else self.dense_score - best.score
-            rows.append(self._row(guard, drop, space.plan(setting), lost, space.numbers(setting)))
+            graphs = _Graphs(partial(template.model, setting), partial(template.readable, setting))
+            key = plan_digest(space.plan(setting))
+            if best is None:
+                key, graphs = "dense", self.dense_graphs
+            rows.append(self._row(guard, drop, key, graphs, lost, space.numbers(setting)))
         return Curve(guard, tuple(trials)), rows
 
-    def _tried(self, plan: Plan) -> dict[str, Any]:
+    def _tried(self, template: Template, setting: Sequence[float]) -> dict[str, Any]:
         """One trial on the selection examples; given up where the first of them lose too much."""
-        staged = transform(self.gm, plan)
+        staged = template.model(setting)
         part = self._first_batches
         selection = self.subject.selection
         if selection.metric.is_mean:
@@ -170,7 +184,7 @@ class _Run:
                 return {"score": first, "fraction_removed": 0.0, "given_up": True}
         score = selection.metric.value(selection.each(staged))
         counted = selection.batches[: self.settings.selection_counted]
-        tally = self.counting.tally(staged, counted)
+        tally = self.counting.tally(template.readable(setting), counted)
         return {"score": score, "fraction_removed": tally.fraction_removed, "given_up": False}
 
     # --- ours ---------------------------------------------------------------------------------------------------------
@@ -182,7 +196,9 @@ class _Run:
             self.say(f"{OURS}: optimize within a drop of {100 * drop:g} points")
             found = self.store.get(f"{OURS} {drop}", partial(self._optimized, drop))
             trials += [Trial((), score, removed) for score, removed in found["trials"]]
-            rows.append(self._row(OURS, drop, Plan.from_dict(found["plan"]), found["drop"], {}))
+            plan = Plan.from_dict(found["plan"])
+            graphs = _Graphs(partial(transform, self.gm, plan), partial(transform, self.gm, plan, lower=False))
+            rows.append(self._row(OURS, drop, plan_digest(plan), graphs, found["drop"], {}))
         return Curve(OURS, tuple(trials)), rows
 
     def _optimized(self, drop: float) -> dict[str, Any]:
@@ -207,10 +223,11 @@ class _Run:
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
-    def _row(self, method: str, drop: float, plan: Plan, lost: float, numbers: dict[str, float | None]) -> Row:
+    def _row(
+        self, method: str, drop: float, key: str, graphs: _Graphs, lost: float, numbers: dict[str, float | None]
+    ) -> Row:
         self.say(f"{method}: judged, allowed to lose {100 * drop:g} points")
-        each = self.judged(plan_digest(plan), plan)
-        tally = self.tally(plan_digest(plan), plan)
+        each, tally = self.judged(key, graphs), self.tally(key, graphs)
         metric = self.subject.test.metric
         return Row(
             method=method,
@@ -227,30 +244,24 @@ class _Run:
             published=published_figure(self.subject.name, drop) if method != OURS else None,
         )
 
-    def judged(self, key: str, plan: Plan) -> Tensor:
-        """What the metric keeps of the test examples under a plan."""
+    @property
+    def dense_graphs(self) -> _Graphs:
+        """The model as it is."""
+        return _Graphs(lambda: self.gm, lambda: transform(self.gm, self.dense, lower=False))
 
-        def judge() -> dict[str, Any]:
-            model = transform(self.gm, plan) if plan.staged else self.gm
-            return {"each": self.subject.test.each(model).tolist()}
+    def judged(self, key: str, graphs: _Graphs) -> Tensor:
+        """What the metric keeps of the test examples."""
+        found = self.store.get(f"test {key}", lambda: {"each": self.subject.test.each(graphs.model()).tolist()})
+        return torch.tensor(found["each"], dtype=torch.float64)
 
-        return torch.tensor(self.store.get(f"test {key}", judge)["each"], dtype=torch.float64)
-
-    def tally(self, key: str, plan: Plan) -> Tally:
-        """FLOPs on test examples under a plan."""
+    def tally(self, key: str, graphs: _Graphs) -> Tally:
+        """FLOPs on test examples."""
 
         def count() -> dict[str, Any]:
-            staged = transform(self.gm, plan, lower=False)
-            tally = self.counting.tally(staged, self.subject.test.batches[: self.settings.test_counted])
-            return {
-                "dense": tally.dense,
-                "staged": tally.staged,
-                "overhead": tally.overhead,
-                "alive": tally.alive_fraction,
-            }
+            tally = self.counting.tally(graphs.readable(), self.subject.test.batches[: self.settings.test_counted])
+            return asdict(tally)
 
-        found = self.store.get(f"flops {key}", count)
-        return Tally(found["dense"], found["staged"], found["overhead"], found["alive"])
+        return Tally(**self.store.get(f"flops {key}", count))
 
     @property
     def _first_batches(self) -> int:
@@ -277,11 +288,3 @@ def _densities(prepared: Prepared, sparse: bool) -> dict[str, float]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def settings_text(settings: Settings) -> Sequence[str]:
-    """What a table says of how it was made."""
-    return (
-        f"{settings.trials} trials of each of the paper's guards (the reference implementation: 2,000), seed "
-        f"{settings.seed}, no fine-tuning",
-    )

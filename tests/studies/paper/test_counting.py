@@ -8,11 +8,13 @@ from torch import nn
 from torch.export import Dim
 
 import exprune_fx as ex
+from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.errors import CalibrationError, PlanError
 from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.studies.paper.counting import Counting
-from exprune_fx.studies.paper.guards import plan_with
-from tests.studies.paper.tiny import images, tiny_network
+from exprune_fx.studies.paper.guards import PUBLISHED, GuardName, GuardSpace, heads_of, mean_quantiles, plan_with
+from exprune_fx.studies.paper.template import Template
+from tests.studies.paper.tiny import images, tiny_network, tiny_subject
 
 # Batch norm 3 and ReLU 1 for each of 8*36; bias and ReLU of the second convolution, 12*9 each; 16 ReLUs.
 FIXED = 4 * 8 * 36 + 12 * 9 + 16
@@ -100,3 +102,22 @@ def test_refuses_what_it_cannot_count() -> None:
     staged = ex.transform(gm, plan_with(ex.find_sites(gm), {}, lambda _: None), lower=False)
     with pytest.raises(CalibrationError, match="no batches"):
         counting.tally(staged, [])
+
+
+@pytest.mark.parametrize("guard", PUBLISHED)
+@pytest.mark.parametrize("setting", [(0.3, 0.4), (0.35, 0.0)])
+def test_a_template_is_what_transform_makes(guard: GuardName, setting: tuple[float, float]) -> None:
+    subject = tiny_subject()
+    gm = captured(subject.model)
+    prepared = Prepared.of(gm)
+    heads = heads_of(prepared.sites, 2, dict.fromkeys((site.name for site in prepared.sites), 1.0))
+    quantiles = mean_quantiles(gm, prepared.sites, heads, subject.calibration)
+    space = GuardSpace(guard, prepared.sites, heads, quantiles)
+    template, staged = Template(prepared, space), ex.transform(gm, space.plan(setting), lower=False)
+    counting = Counting(gm, sparse=False)
+    template.readable((0.1, 0.1))  # numbers of an earlier setting do not stay
+    batches = [(images(6, 5),)]
+    assert counting.tally(template.readable(setting), batches) == counting.tally(staged, batches)
+    for graph in (template.model(setting), template.readable(setting)):
+        # Kernels add up in another order; nobody here is within rounding of a threshold.
+        torch.testing.assert_close(graph(*batches[0]), staged(*batches[0]), rtol=1e-4, atol=1e-4)
