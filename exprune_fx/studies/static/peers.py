@@ -34,7 +34,7 @@ class Side:
     Attributes:
         groups: that can lose members.
         tied: pairs of layers with outputs that go together.
-        analyse_s: wall time to find them, of one run, tracing included.
+        analyse_s: processor time to find them, of one run, tracing included.
         params_removed: fraction of the parameters, when the same fraction of every group went; None where it failed.
         problem: why it failed, or the shrunk model did not run; "" where all went well.
     """
@@ -132,11 +132,11 @@ def run_peers(
 
 
 def _ours(model: nn.Module, images: Tensor, fraction: float) -> Side:
-    start = time.perf_counter()
+    start = time.process_time()
     gm = capture(model, (images,))
     report = symmetries(gm)
     free = [group for bundle in bundles(gm, report) if not bundle.reason for group in bundle.groups]
-    analyse_s = time.perf_counter() - start
+    analyse_s = time.process_time() - start
     layers = {f"{path}.weight": path for path, module in model.named_modules() if isinstance(module, _LAYERS)}
     tied = _pairs({layers[m.target] for m in group.members if m.target in layers and m.dim == 0} for group in free)
     whole = _shapes(model, images)
@@ -156,10 +156,10 @@ def _theirs(other: Any, model: nn.Module, images: Tensor, fraction: float) -> Si
     last = _last_layers(model, images)
     count, tied, analyse_s = 0, frozenset[tuple[str, str]](), 0.0
     try:
-        start = time.perf_counter()
+        start = time.process_time()
         graph = other.DependencyGraph().build_dependency(model, example_inputs=images)
         groups = list(graph.get_all_groups(ignored_layers=last, root_module_types=list(_LAYERS)))
-        analyse_s, count = time.perf_counter() - start, len(groups)
+        analyse_s, count = time.process_time() - start, len(groups)
         tied = _pairs(
             {
                 names[item.dep.target.module]
@@ -222,7 +222,7 @@ def peers_section(pairs: Iterable[Pair], fraction: float = 0.4) -> Section:
     return section(
         f"Beside Torch-Pruning {VERSION}",
         "Groups that can lose members, ours and theirs. Tied: pairs of layers with outputs that go together; what only "
-        "we tie would make ours coarser, what only they tie, finer. Analyse: wall time of one run, tracing included. "
+        "we tie would make ours coarser, what only they tie, finer. Analyse: processor time of one run, tracing included. "
         f"Removed: parameters, in %, when {100 * fraction:.0f} % of every group's members go by magnitude and the "
         "shrunk model runs and gives the same shapes; else what happened. Random weights.",
         (*titles, ">theirs, s", ">removed", ">theirs removed"),

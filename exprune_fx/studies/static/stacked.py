@@ -47,9 +47,9 @@ class Settings:
     recipe: Recipe | None = None
     budget: float = 0.02
     objective: str = "flops"
-    inner: tuple[str, ...] = ("inductor", "inductor_freezing")
+    inner: tuple[str, ...] = ("inductor_freezing",)
     batch: int = 1
-    measured: int = 1000
+    measured: int = 500
 
 
 @dataclass(frozen=True)
