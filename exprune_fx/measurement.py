@@ -10,11 +10,15 @@ import sympy
 import torch
 from torch import fx
 
-from exprune_fx.cost import SiteCost, evaluate, model_flops, site_cost
+from exprune_fx.calibration.heads import flops_staged, head_test_flops
+from exprune_fx.cost import SiteCost, dense_flops, evaluate, model_flops, site_cost
 from exprune_fx.errors import CalibrationError, PlanError
 from exprune_fx.graph.running import examples_in, placeholder_values, symbol_values
 from exprune_fx.pipeline import StagedRecord, readable_form, record_of
+from exprune_fx.plan import HeadPlan
+from exprune_fx.sites import find_heads
 from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
+from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Measurement:
         flops_staged: of the whole staged model without the tests.
         flops_overhead: of the tests.
         sites: one entry for each staged site.
+        heads: one entry for each staged prediction head, whose neurons are its classes.
     """
 
     examples: int
@@ -63,6 +68,7 @@ class Measurement:
     flops_staged: float
     flops_overhead: float
     sites: tuple[SiteMeasurement, ...] = field(default_factory=tuple)
+    heads: tuple[SiteMeasurement, ...] = field(default_factory=tuple)
 
     @property
     def fraction_removed(self) -> float:
@@ -78,7 +84,7 @@ class Measurement:
         """Plain data, derived fractions included."""
         data = asdict(self)
         data["fraction_removed"] = self.fraction_removed
-        for entry, site in zip(data["sites"], self.sites, strict=True):
+        for entry, site in zip((*data["sites"], *data["heads"]), (*self.sites, *self.heads), strict=True):
             entry["alive_fraction"] = list(site.alive_fraction)
             entry["fraction_removed"] = site.fraction_removed
         return data
@@ -91,6 +97,7 @@ class _Counter(fx.Interpreter):
         super().__init__(gm)
         self.stopped: dict[tuple[str, int], tuple[int, int]] = {}
         self.nonzero: dict[str, float] = {}
+        self.after: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs the node, and counts if a stage or a site ends here."""
@@ -100,6 +107,8 @@ class _Counter(fx.Interpreter):
             self.stopped[n.meta[SITE_KEY], n.meta[STAGE_KEY]] = int(value.sum()), value.numel()
         elif role == "finish":
             self.nonzero[n.meta[SITE_KEY]] = float(torch.count_nonzero(value)) / max(value.numel(), 1)
+        elif n.meta.get(HEAD_ROLE_KEY) == "after":
+            self.after[n.meta[HEAD_KEY]] = value
         return value
 
 
@@ -128,6 +137,24 @@ class _Tally:
         """The sums as fractions."""
         alive = tuple(count / max(self.neurons, 1) for count in self.alive)
         return SiteMeasurement(name, alive, self.dense, self.staged, self.overhead)
+
+
+@dataclass
+class _HeadTally(_Tally):
+    """Sums for one prediction head over batches."""
+
+    def add_head(self, entry: HeadPlan, after: torch.Tensor, dense: float) -> None:
+        """Adds one batch: after which stage each class of each row stopped, and the dense layer's FLOPs."""
+        classes = entry.weight_shape[0]
+        rows = after.numel() // classes
+        going = [float((after > stage).sum()) for stage in range(len(self.alive))]
+        share = [count / max(after.numel(), 1) for count in going]
+        overhead = classes * head_test_flops(entry, share)
+        self.alive = [old + new for old, new in zip(self.alive, going, strict=True)]
+        self.neurons += after.numel()
+        self.dense += dense
+        self.staged += rows * (flops_staged(entry, share) - overhead)
+        self.overhead += rows * overhead
 
 
 def _site_costs(record: StagedRecord) -> dict[str, SiteCost]:
@@ -164,6 +191,9 @@ def measure(
     staged = readable_form(staged)
     costs = _site_costs(record)
     tallies = {name: _Tally([0.0] * len(cost.alive)) for name, cost in costs.items()}
+    heads = {entry.head: _HeadTally([0.0] * len(entry.stages)) for entry in record.plan.staged_heads}
+    dense_heads = {head.name: head.node for head in find_heads(record.dense)} if heads else {}
+    layers = {node.name: dense_flops(node) for node in record.dense.graph.nodes if node.name in dense_heads.values()}
     total_expr = model_flops(record.dense)
     examples, total = 0, 0.0
     for batch in batches:
@@ -176,10 +206,16 @@ def measure(
             on_output(staged.graph.process_outputs(output))
         for name, tally in tallies.items():
             tally.add(costs[name], counter, name, sizes)
+        for entry in record.plan.staged_heads:
+            layer = evaluate(layers[dense_heads[entry.head]], sizes)
+            heads[entry.head].add_head(entry, counter.after[entry.head], layer)
         total += evaluate(total_expr, sizes)
         examples += examples_in(batch)
     if examples == 0:
         raise CalibrationError("there are no batches to measure on", hint="give at least one batch")
     sites = tuple(tally.result(name) for name, tally in tallies.items())
-    saved = sum(site.flops_dense - site.flops_staged for site in sites)
-    return Measurement(examples, total, total - saved, sum(site.flops_overhead for site in sites), sites)
+    chosen = tuple(tally.result(name) for name, tally in heads.items())
+    saved = sum(each.flops_dense - each.flops_staged for each in (*sites, *chosen))
+    return Measurement(
+        examples, total, total - saved, sum(each.flops_overhead for each in (*sites, *chosen)), sites, chosen
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from exprune_fx.backend import once
 from exprune_fx.backend.derivation import Tape
+from exprune_fx.backend.heads import heads_for_graph
 from exprune_fx.backend.matching import plan_for_graph
 from exprune_fx.backend.options import Options
 from exprune_fx.backend.policy import plan_without_data
@@ -40,13 +42,15 @@ def stage(traced: Traced, options: Options) -> tuple[fx.GraphModule, Tape] | str
         dense = run_pipeline(traced.gm, _normalising())
         groups = symmetries(dense)
         sites = find_sites(dense, groups)
-        if not sites:
+        heads = heads_for_graph(options, dense)
+        if not sites and not heads:
             return "it has no site: no layer with a parameter as weight meets a ReLU through affine operations only"
         lower = native.available()
         if not lower and not options.chosen:
             return "there are no native kernels, and the readable form computes more than the dense one"
         if options.plan is not None:
-            plan = plan_for_graph(options.plan, sites, groups)
+            plan = plan_for_graph(options.plan, sites, groups) if sites else replace(options.plan, sites=(), orders={})
+            plan = replace(plan, heads=heads)
             found = _rewritten(traced, plan, options, lower)
         else:
             plan = plan_without_data(sites, options)
@@ -76,7 +80,7 @@ def _rewritten(traced: Traced, plan: Plan, options: Options, lower: bool) -> tup
     if plan.skipping and lower and not options.freeze:
         names = ", ".join(entry.site for entry in plan.skipping)
         once.inform(f"zeros of {names} are not skipped: that needs packed weights, which option freeze=True makes")
-    if not plan.staged and not (lower and options.freeze and plan.skipping):
+    if not plan.staged and not plan.staged_heads and not (lower and options.freeze and plan.skipping):
         return NOTHING
     modules: tuple[str, ...] | None = None
     if not options.freeze and not plan.orders:

@@ -275,10 +275,14 @@ def bytes_read(entry: HeadPlan, element_size: int, alive: Sequence[float]) -> fl
     return classes * (_seen_by(entry, alive) + _NUMBER * numbers + whole) + _on_basis(entry, lambda n: _NUMBER * n)
 
 
+def head_test_flops(entry: HeadPlan, alive: Sequence[float]) -> float:
+    """Of the tests, for each class of one row of input."""
+    going = (1.0, *alive[:-1])
+    return sum(share * entry.guard.test_flops(seen) for share, seen in zip(going, entry.stages, strict=True))
+
+
 def flops_staged(entry: HeadPlan, alive: Sequence[float]) -> float:
     """For one row of input, tests counted; a multiply-add of codes counts as any other."""
     classes, features = entry.weight_shape
-    going = (1.0, *alive[:-1])
-    tests = sum(share * entry.guard.test_flops(seen) for share, seen in zip(going, entry.stages, strict=True))
     work = 2 * classes * (_seen_by(entry, alive) + alive[-1] * features) + _on_basis(entry, lambda n: 2.0 * n)
-    return work + classes * tests
+    return work + classes * head_test_flops(entry, alive)

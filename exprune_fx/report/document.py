@@ -6,6 +6,7 @@ from exprune_fx.report.clock import operators_section, timings_section
 from exprune_fx.report.explained import Explained
 from exprune_fx.report.facts import SiteFacts
 from exprune_fx.report.groups import GroupFacts
+from exprune_fx.report.heads import heads_section
 from exprune_fx.report.layout import (
     Cell,
     Document,
@@ -27,6 +28,7 @@ def document_of(explanation: Explained) -> Document:
     """The whole document, sections with nothing to say left out."""
     sections = (
         staged_section(explanation),
+        heads_section(explanation.heads),
         _why_so(explanation),
         operators_section(explanation),
         timings_section(explanation),
@@ -54,6 +56,14 @@ def _by_decision(explanation: Explained, decision: str) -> list[SiteFacts]:
 
 
 def _summary(explanation: Explained) -> str:
+    if not explanation.heads:
+        return _sites_summary(explanation)
+    staged = sum(head.decision == "staged" for head in explanation.heads)
+    heads = f"{staged} of {_count(len(explanation.heads), 'prediction head')} staged."
+    return f"{heads} {_sites_summary(explanation)}" if explanation.sites else heads
+
+
+def _sites_summary(explanation: Explained) -> str:
     sites, totals = explanation.sites, explanation.totals
     if not sites:
         return (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from exprune_fx.plan import SiteTiming
 from exprune_fx.report.facts import OtherFacts, SiteFacts, TotalFacts
 from exprune_fx.report.groups import GroupFacts
+from exprune_fx.report.heads import HeadFacts
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Explained:
         machine: where the plan's timings were taken, in words; "" without timings.
         whole: what the whole compiled graph took, dense and staged; None where that was not measured.
         graph: the graph as Python text.
+        heads: every prediction head, in graph order.
     """
 
     staged: bool
@@ -35,3 +37,4 @@ class Explained:
     machine: str
     whole: SiteTiming | None
     graph: str
+    heads: tuple[HeadFacts, ...] = ()

@@ -27,6 +27,7 @@ from exprune_fx.report.facts import (
     with_measurement,
 )
 from exprune_fx.report.groups import group_facts
+from exprune_fx.report.heads import HeadFacts, head_facts
 from exprune_fx.report.others import joined_weights, other_facts
 from exprune_fx.report.page import to_html
 from exprune_fx.report.terminal import to_rich
@@ -98,16 +99,19 @@ def explain(gm: fx.GraphModule, measurement: Measurement | None = None) -> Expla
     sites = _sites(record, plan, measurement, sizes)
     ends = {node.meta[SITE_KEY]: node for node in gm.graph.nodes if node.meta.get(ROLE_KEY) in ("fused", "finish")}
     sites = tuple(with_form(site, ends.get(site.name)) for site in sites)
+    heads = head_facts(record, plan, measurement, sizes, gm)
+    others = other_facts(record.dense, record.sites, sizes, joined_weights(gm))
     return Explanation(
         staged=plan is not None,
-        totals=_totals(sites, plan, measurement, sizes),
+        totals=_totals((*sites, *heads), plan, measurement, sizes),
         sites=sites,
-        others=other_facts(record.dense, record.sites, sizes, joined_weights(gm)),
+        others=tuple(other for other in others if other.name not in {head.name for head in heads}),
         groups=group_facts(record.groups, record.plan.orders),
         orders=dict(record.plan.orders),
         machine=record.plan.machine,
         whole=record.plan.whole,
         graph=python_text(gm),
+        heads=heads,
     )
 
 
@@ -133,7 +137,7 @@ def _sites(
 
 
 def _totals(
-    sites: tuple[SiteFacts, ...], plan: Plan | None, measurement: Measurement | None, sizes: Sizes
+    sites: tuple[SiteFacts | HeadFacts, ...], plan: Plan | None, measurement: Measurement | None, sizes: Sizes
 ) -> TotalFacts:
     calibrated_on = plan.examples if plan is not None else 0
     if measurement is not None:
@@ -150,7 +154,7 @@ def _totals(
     return TotalFacts(0, calibrated_on, dense, None, None, _expected_removed(sites) if plan is not None else None)
 
 
-def _expected_removed(sites: tuple[SiteFacts, ...]) -> float | None:
+def _expected_removed(sites: tuple[SiteFacts | HeadFacts, ...]) -> float | None:
     """The share of the model's FLOPs that calibration expects to save."""
     staged = [site for site in sites if site.decision == "staged"]
     if any(site.fraction_of_model is None or site.fraction_removed is None for site in staged):
