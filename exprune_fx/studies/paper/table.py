@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from exprune_fx.studies.paper.published import published_ranges
 from exprune_fx.studies.paper.results import OURS, Reproduction, Row
+
+_WIDTH = {"95 % interval": 14}
 
 
 def percent(share: float) -> str:
@@ -22,23 +27,24 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
         found: the figures.
         pruned: the subject is a statically pruned model: which of the paper's ranges stand beside it.
     """
-    table = Table(title=found.title, title_justify="left", pad_edge=False)
-    table.add_column("guard")
-    for name in (
+    known = any(row.published is not None for row in found.rows)
+    table = Table(title=found.title, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("guard", no_wrap=True)
+    columns = (
         "allowed",
-        "lost on selection",
+        "lost, selecting",
         found.metric,
-        "drop on test",
+        "lost, judged",
         "95 % interval",
         "FLOPs removed",
-        "of dense: tests",
-        "paper",
-        *(key for key in found.dense_extras),
-    ):
-        table.add_column(name, justify="right")
-    table.add_row("dense", "", "", percent_of(found.dense_test), *[""] * 5, *_extras(found.dense_extras))
+        "tests cost",
+    )
+    for name in (*columns, *(["paper"] if known else []), *found.dense_extras):
+        table.add_column(name, justify="right", min_width=_WIDTH.get(name))
+    blank = [""] * (5 if known else 4)
+    table.add_row("dense", "", "", points(found.dense_test), *blank, *_extras(found.dense_extras))
     for row in found.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, known))
     lines = [
         found.about,
         f"points are hundredths of the {found.metric}; {found.selection_examples:,} selection examples, "
@@ -51,27 +57,30 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
     return Group(table, *(Text(line) for line in lines))
 
 
-def percent_of(value: float) -> str:
+def points(value: float) -> str:
     """A metric in points, with two decimals."""
     return f"{100 * value:.2f}"
 
 
-def _extras(values: object) -> list[str]:
-    assert isinstance(values, dict)
+def _published(row: Row) -> str:
+    return "" if row.published is None else f"{100 * row.published:.2f} %"
+
+
+def _extras(values: Mapping[str, float]) -> list[str]:
     return [f"{value:.4g}" for value in values.values()]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, known: bool) -> list[str]:
     low, high = row.interval
     return [
         row.method,
         f"{100 * row.max_drop:g}",
         f"{100 * row.selection_drop:+.2f}",
-        percent_of(row.score),
+        points(row.score),
         f"{100 * row.drop:+.2f}",
         f"{100 * low:+.2f} to {100 * high:+.2f}",
         percent(row.fraction_removed),
         percent(row.overhead),
-        "" if row.published is None else f"{100 * row.published:.2f} %",
-        *_extras(dict(row.extras)),
+        *([_published(row)] if known else []),
+        *_extras(row.extras),
     ]

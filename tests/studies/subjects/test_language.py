@@ -57,6 +57,10 @@ def test_windows_of_characters(tmp_path: Path) -> None:
     text = (tmp_path / "input.txt").read_text()
     shown = "".join("abcdefgh"[number] for number in subject.test.batches[0][0].flatten())
     assert shown == text[10_800 : 10_800 + 4 * 128]  # the first of the last tenth
+    last = "".join("abcdefgh"[number] for number in subject.selection.batches[0][0][-1])
+    assert text[10_800:].find(last) // 128 == 8  # the ninth and last window of the held-out text
+    with pytest.raises(DataError, match="9 windows"):
+        opt.make_opt_characters(tmp_path, weights, Sizes(3, 5, 5), seed=0)
     assert torch.equal(subject.test.targets[0][:, :-1], subject.test.batches[0][0][:, 1:])
     each = subject.test.each(subject.model)
     assert 0 <= subject.test.metric.value(each) < 0.5
