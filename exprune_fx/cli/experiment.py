@@ -11,12 +11,13 @@ from exprune_fx import zoo
 from exprune_fx.bench import vgg
 from exprune_fx.errors import DataError
 from exprune_fx.report.layout import Section
-from exprune_fx.static import Expressiveness, Hybrid
+from exprune_fx.static import Criterion, Expressiveness, Hybrid
 from exprune_fx.static.folding import Constants
 from exprune_fx.static.select import Ranking
 from exprune_fx.studies.static.architectures import ARCHITECTURES
 from exprune_fx.studies.static.architectures.vit import IMAGE
 from exprune_fx.studies.static.classifiers import Classifier, Counts, cifar_vgg, fashion
+from exprune_fx.studies.static.constants import Case, constants_section, run_constants
 from exprune_fx.studies.static.curves import Curves, Setting, criteria, curves_sections, run_curves
 from exprune_fx.studies.static.peers import peers_section, run_peers
 from exprune_fx.studies.static.ranks import ranks_section, run_ranks
@@ -105,16 +106,33 @@ def _curves(wanted: Wanted, say: Say, save: Save) -> list[Section]:
     done: list[Curves] = []
     for name in wanted.models or CLASSIFIERS:
         subject = wanted.classifier(name)
-        compared = criteria(subject, wanted.seed)
-        if unknown := set(wanted.criteria) - set(compared):
-            raise DataError(f"no criterion is called {sorted(unknown)[0]!r}", hint=f"use {', '.join(compared)}")
-        chosen = {key: compared[key] for key in wanted.criteria or compared}
+        chosen = _compared(wanted, subject, ())
         done.append(
             run_curves(
                 subject, chosen, wanted.removed, setting, say, lambda so_far: save(_listed("curves", [*done, so_far]))
             )
         )
     return [each for curves in done for each in curves_sections(curves)]
+
+
+def _compared(wanted: Wanted, subject: Classifier, usual: Sequence[str]) -> dict[str, Criterion]:
+    """The criteria that were named; else the usual ones, all where there are none."""
+    every = criteria(subject, wanted.seed)
+    if unknown := set(wanted.criteria) - set(every):
+        raise DataError(f"no criterion is called {sorted(unknown)[0]!r}", hint=f"use {', '.join(every)}")
+    return {name: every[name] for name in wanted.criteria or usual or every}
+
+
+def _constants(wanted: Wanted, say: Say, save: Save) -> list[Section]:
+    done: list[Case] = []
+    images = 0
+    for name in wanted.models or CLASSIFIERS:
+        subject = wanted.classifier(name)
+        images = len(subject.glance)
+        chosen = _compared(wanted, subject, ("Expressiveness", "Magnitude"))
+        done += run_constants(subject, chosen, wanted.removed, say)
+        save(_listed("constants", done))
+    return [constants_section(done, images)]
 
 
 def _ranks(wanted: Wanted, say: Say, save: Save) -> list[Section]:
@@ -158,6 +176,7 @@ def _stacked(wanted: Wanted, say: Say, save: Save) -> list[Section]:
 
 EXPERIMENTS: dict[str, Callable[[Wanted, Say, Save], list[Section]]] = {
     "curves": _curves,
+    "constants": _constants,
     "ranks": _ranks,
     "yolo": _yolo,
     "peers": _peers,

@@ -222,7 +222,7 @@ def peers_section(pairs: Iterable[Pair], fraction: float = 0.4) -> Section:
     return section(
         f"Beside Torch-Pruning {VERSION}",
         "Groups that can lose members, ours and theirs. Tied: pairs of layers with outputs that go together; what only "
-        "we tie would make ours coarser, what only they tie, finer. Analyse: processor time of one run, tracing included. "
+        "we tie would make ours coarser, what only they tie, finer. Analyse: processor time, tracing included. "
         f"Removed: parameters, in %, when {100 * fraction:.0f} % of every group's members go by magnitude and the "
         "shrunk model runs and gives the same shapes; else what happened. Random weights.",
         (*titles, ">theirs, s", ">removed", ">theirs removed"),

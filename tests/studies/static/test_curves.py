@@ -11,6 +11,7 @@ from exprune_fx.errors import DataError
 from exprune_fx.static import Scene
 from exprune_fx.static.criteria.base import Scores
 from exprune_fx.studies.static.classifiers import Counts, _divided, judge
+from exprune_fx.studies.static.constants import constants_section, run_constants
 from exprune_fx.studies.static.curves import (
     Curves,
     Point,
@@ -108,3 +109,13 @@ def test_sets_have_no_image_in_common_and_too_few_are_refused() -> None:
     assert torch.equal(found.glance.images, found.test.images[:5])
     with pytest.raises(DataError, match="not enough images"):
         _divided("x", tiny, tiny, made(30, 1), rest, made(40, 2), Counts(40, 30, 20, 40))
+
+
+def test_rules_for_constants_differ_only_in_what_is_folded() -> None:
+    one = subject()
+    (case,) = run_constants(one, {"Magnitude": criteria(one)["Magnitude"]}, (0.5,), lambda _: None)
+    assert set(case.accuracy) == {"exact", "mean", "drop"}
+    assert case.params_removed >= 0.5
+    table = constants_section([case], len(one.glance)).table
+    assert table is not None
+    assert [column.title for column in table.columns][-3:] == ["exact", "mean", "drop"]
