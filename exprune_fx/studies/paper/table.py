@@ -28,17 +28,15 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
         pruned: the subject is a statically pruned model: which of the paper's ranges stand beside it.
     """
     known = any(row.published is not None for row in found.rows)
-    table = Table(title=found.title, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("guard", no_wrap=True)
-    columns = (
-        "allowed",
-        "lost, selecting",
-        found.metric,
-        "lost, judged",
-        "95 % interval",
-        "FLOPs removed",
-        "tests cost",
+    table = Table(
+        title=f"{found.title}: {found.metric}",
+        title_justify="left",
+        pad_edge=False,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
     )
+    table.add_column("guard", no_wrap=True)
+    columns = ("may lose", "selecting", "judged", "loses", "95 % interval", "FLOPs removed", "tests")
     for name in (*columns, *(["paper"] if known else []), *found.dense_extras):
         table.add_column(name, justify="right", min_width=_WIDTH.get(name))
     blank = [""] * (5 if known else 4)
@@ -47,9 +45,10 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
         table.add_row(*_cells(row, known))
     lines = [
         found.about,
-        f"points are hundredths of the {found.metric}; {found.selection_examples:,} selection examples, "
-        f"{found.test_examples:,} test examples; FLOPs counted the paper's way on {found.counted_examples:,} test "
-        f"examples, {found.flops_per_example / 1e6:,.1f} MFLOPs dense each",
+        f"in points (hundredths) of {found.metric}: what a guard may lose, loses on the {found.selection_examples:,} "
+        f"examples that chose it, and loses on the {found.test_examples:,} that judge",
+        f"FLOPs as the paper counts them, on {found.counted_examples:,} of these, tests included; dense "
+        f"{found.flops_per_example / 1e6:,.1f} MFLOPs each",
         f"StatsTest and Threshold: the paper's, {found.trials} Optuna trials each (its code: 2,000); {OURS}: ours, by "
         "exprune_fx.optimize; no fine-tuning",
         *published_ranges(pruned),
