@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 import torch
 from torch import fx
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.candidates import Candidate, head_sums, stopped_at
 from exprune_fx.calibration.energy import activate, energy
 from exprune_fx.calibration.fit import Key, Thresholds, by_site, sites_of
 from exprune_fx.calibration.observe import Data, SiteValues
-from exprune_fx.cost import evaluate, site_cost
+from exprune_fx.cost import site_cost
 from exprune_fx.errors import CalibrationError
 from exprune_fx.sites import Site
 
@@ -63,29 +64,44 @@ class _CountObserver:
             count.energy += float(worth.sum())
             count.energy_lost += float(worth.masked_fill(alive, 0.0).sum())
 
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        for count in self.counts.values():
+            parts = ranks.gathered(count)
+            count.alive = [sum(stage) for stage in zip(*(part.alive for part in parts), strict=True)]
+            count.neurons, count.nonzero = sum(part.neurons for part in parts), sum(part.nonzero for part in parts)
+            count.energy = sum(part.energy for part in parts)
+            count.energy_lost = sum(part.energy_lost for part in parts)
 
-def relative_cost(
-    gm: fx.GraphModule,
-    candidate: Candidate,
-    alive: Iterable[float],
-    nonzero: float,
-    sizes: dict[sympy.Expr, int],
-) -> float:
-    """FLOPs of a candidate, tests included, over those of its dense site.
+
+class Price:
+    """FLOPs of a candidate at the sizes of the calibration examples.
+
+    Attributes:
+        dense: of the site as it stands, for one batch of these sizes.
 
     Raises:
         CalibrationError: a symbolic size of the site cannot be told from the inputs' shapes.
     """
-    cost = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard)
-    work, overhead = cost.at(tuple(alive), nonzero)
-    try:
-        return evaluate((work + overhead) / cost.dense, sizes)
-    except TypeError as error:
-        raise CalibrationError(
-            f"site {candidate.site.name!r} (node {candidate.site.node!r}): its FLOPs, {cost.dense}, depend on a size "
-            "that no input's shape gives",
-            hint="capture with dynamic sizes that are sizes of the inputs",
-        ) from error
+
+    def __init__(self, gm: fx.GraphModule, candidate: Candidate, sizes: dict[sympy.Expr, int]) -> None:
+        cost = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard)
+        # sizes first, and once: what is left to do for each share alive is a sum of a few products
+        self._cost = replace(cost, work=cost.work.subs(sizes), overhead=cost.overhead.subs(sizes))
+        try:
+            self._whole = cost.dense.subs(sizes)
+            self.dense = float(self._whole)
+        except TypeError as error:
+            raise CalibrationError(
+                f"site {candidate.site.name!r} (node {candidate.site.node!r}): its FLOPs, {cost.dense}, depend on a "
+                "size that no input's shape gives",
+                hint="capture with dynamic sizes that are sizes of the inputs",
+            ) from error
+
+    def relative(self, alive: Iterable[float], nonzero: float) -> float:
+        """FLOPs of the candidate, tests included, over those of its dense site."""
+        work, overhead = self._cost.at(tuple(alive), nonzero)
+        return float((work + overhead) / self._whole)
 
 
 def count_outcomes(
@@ -103,5 +119,5 @@ def count_outcomes(
 def _outcome(gm: fx.GraphModule, candidate: Candidate, count: _Count, sizes: dict[sympy.Expr, int]) -> Outcome:
     neurons = max(count.neurons, 1)
     alive = tuple(going / neurons for going in count.alive)
-    cost = relative_cost(gm, candidate, alive, count.nonzero / neurons, sizes)
+    cost = Price(gm, candidate, sizes).relative(alive, count.nonzero / neurons)
     return Outcome(candidate, alive, cost, count.energy_lost / count.energy if count.energy else 0.0)

@@ -50,6 +50,11 @@ class _RangeObserver:
                     self.ranges[place] = EnergyRange(site.out_features, values.z.device)
                 self.ranges[place].update(by_neuron(site, head.known), living)
 
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        for each in self.ranges.values():
+            each.merge()
+
 
 class _HistogramObserver:
     """Fills the histograms of one stage with what no earlier stage stops."""
@@ -83,6 +88,11 @@ class _HistogramObserver:
                     break
                 gone = stopped_at(candidate, values, head, self._known[candidate.key][head.index])
                 left = left.without(by_neuron(site, gone))
+
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        for histogram in self.histograms.values():
+            histogram.merge()
 
 
 def ranges_of(data: Data, gm: fx.GraphModule, candidates: Collection[Candidate]) -> dict[tuple[Key, int], EnergyRange]:

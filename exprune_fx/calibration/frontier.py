@@ -6,14 +6,15 @@ threshold is read for one budget holds the thresholds for all of them, and who g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.candidates import Candidate, head_sums
-from exprune_fx.calibration.counting import Outcome, relative_cost
+from exprune_fx.calibration.counting import Outcome, Price
 from exprune_fx.calibration.decide import dense_entry, staged_entry
 from exprune_fx.calibration.energy import activate, by_neuron, energy
 from exprune_fx.calibration.fit import Key, by_site, ranges_of, sites_of
@@ -22,7 +23,6 @@ from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.propose import make_candidates
 from exprune_fx.calibration.request import Request
 from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, Interval, Living
-from exprune_fx.cost import evaluate, site_cost
 from exprune_fx.guards import Calibrated
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
@@ -77,9 +77,9 @@ def find_frontier(graph: Prepared, data: Data, request: Request, budgets: Sequen
     for site in graph.sites:
         dense = Option(dense_entry(site, request.refusal(site) or "nothing pays"), 0.0, 0.0)
         found = [
-            _option(graph.gm, data, candidate, observer.tallies[candidate.key], budget)
+            option
             for candidate in observer.by_site.get(site.name, ())
-            for budget in budgets
+            for option in _options(graph.gm, data, candidate, observer.tallies[candidate.key], budgets)
         ]
         options[site.name] = _undominated(dense, found)
     return Frontier(options, data.examples)
@@ -95,7 +95,6 @@ class _Tally:
     def __init__(self, interval: Interval) -> None:
         self.energy = EnergyHistogram(interval)
         self._samples, self._nonzero = (torch.zeros(len(interval.low), BINS + 2, dtype=torch.int64) for _ in range(2))
-        self.total_energy = 0.0
 
     def update(self, known: Tensor, living: Living, nonzero: Tensor) -> None:
         """Adds samples: ``S + c``, those that have energy, and whose activation is not zero; [out, samples]."""
@@ -109,6 +108,11 @@ class _Tally:
             self._samples[part] += flat.bincount(minlength=size).reshape(-1, BINS + 2)
             chosen = flat[nonzero[part].reshape(-1)]
             self._nonzero[part] += chosen.bincount(minlength=size).reshape(-1, BINS + 2)
+
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        self.energy.merge()
+        self._samples, self._nonzero = ranks.total(self._samples), ranks.total(self._nonzero)
 
     def at(self, budget: float) -> tuple[Tensor, float, float, float]:
         """Thresholds [out], and the shares of neurons alive, of nonzero activations and of energy lost."""
@@ -135,16 +139,26 @@ class _Observer:
             (head,) = head_sums(candidate, values)
             self.tallies[candidate.key].update(by_neuron(site, head.known), living, nonzero)
 
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        for tally in self.tallies.values():
+            tally.merge()
 
-def _option(gm: fx.GraphModule, data: Data, candidate: Candidate, tally: _Tally, budget: float) -> Option:
-    candidate = replace(candidate, guard=Calibrated(budget))
-    thresholds, alive, nonzero, lost = tally.at(budget)
-    cost = relative_cost(gm, candidate, (alive,), nonzero, data.sizes)
-    outcome = Outcome(candidate, (alive,), cost, lost)
-    words = f"{candidate.label}: {100 * (1 - cost):.0f} % of the FLOPs removed, {100 * lost:.2g} % of the energy lost"
-    entry = staged_entry(outcome, {candidate.key: thresholds.unsqueeze(0)}, words)
-    whole = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard).dense
-    return Option(entry, lost, (1 - cost) * evaluate(whole, data.sizes) / data.examples_a_batch)
+
+def _options(
+    gm: fx.GraphModule, data: Data, candidate: Candidate, tally: _Tally, budgets: Iterable[float]
+) -> Iterator[Option]:
+    """What one head does at each budget; its price does not depend on the budget."""
+    price = Price(gm, candidate, data.sizes)
+    for budget in budgets:
+        guarded = replace(candidate, guard=Calibrated(budget))
+        thresholds, alive, nonzero, lost = tally.at(budget)
+        cost = price.relative((alive,), nonzero)
+        words = (
+            f"{candidate.label}: {100 * (1 - cost):.0f} % of the FLOPs removed, {100 * lost:.2g} % of the energy lost"
+        )
+        entry = staged_entry(Outcome(guarded, (alive,), cost, lost), {candidate.key: thresholds.unsqueeze(0)}, words)
+        yield Option(entry, lost, (1 - cost) * price.dense / data.examples_a_batch)
 
 
 def _undominated(dense: Option, found: Iterable[Option]) -> tuple[Option, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.observe import SiteValues
 from exprune_fx.sites import Site
 
@@ -43,6 +44,18 @@ class Variances:
         self.total += centred.sum(0)
         self.squares += centred.square().sum(0)
 
+    def merge(self) -> None:
+        """Adds up what all processes saw, each about its own first batch's mean (Chan, Golub and LeVeque 1979)."""
+        assert self.shift is not None
+        assert self.total is not None
+        assert self.squares is not None
+        mean = self.shift + self.total / self.count
+        within = self.squares - self.total.square() / self.count
+        whole = sum(ranks.gathered(self.count))
+        centre = ranks.total(mean * self.count) / whole
+        self.squares = ranks.total(within + self.count * (mean - centre).square())
+        self.count, self.shift, self.total = whole, centre, torch.zeros_like(centre)
+
     def variance(self) -> Tensor:
         """[K], the population variance of what was seen."""
         assert self.total is not None
@@ -64,6 +77,12 @@ class SecondMoments:
         self.total = product if self.total is None else self.total + product
         self.count += rows.shape[0]
 
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        assert self.total is not None
+        self.total = ranks.total(self.total)
+        self.count = sum(ranks.gathered(self.count))
+
     def matrix(self) -> Tensor:
         """[K, K], the mean of x x^T."""
         assert self.total is not None
@@ -79,6 +98,12 @@ class MomentObserver:
     def __call__(self, site: Site, values: SiteValues) -> None:
         """Adds one batch."""
         self.moments.setdefault(site.name, SecondMoments()).update(features_of(site, values.x))
+
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        if ranks.count() > 1:
+            for moments in self.moments.values():
+                moments.merge()
 
 
 class VarianceObserver:
@@ -101,6 +126,12 @@ class VarianceObserver:
         if site.name not in self.column_norms:
             weight = values.weight.double().transpose(0, 1).flatten(1)
             self.column_norms[site.name] = weight.square().sum(1)
+
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        if ranks.count() > 1:  # the formula rounds, and one process keeps what it has
+            for variances in self.variances.values():
+                variances.merge()
 
     def term_variances(self, site: Site) -> Tensor:
         """[terms]: what each term varies, summed over the neurons (features of one term count as uncorrelated)."""

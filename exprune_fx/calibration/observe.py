@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.data import Batches, check_finite, describe, read
 from exprune_fx.calibration.energy import Pool, pool_after
 from exprune_fx.errors import CalibrationError, ExpruneError
@@ -40,7 +41,19 @@ class SiteValues:
     pool: Pool | None
 
 
-Observer = Callable[[Site, SiteValues], None]
+class Observer(Protocol):
+    """Looks at a site's values on one batch.
+
+    What collects statistics also has a method ``merge`` without arguments, which adds up what all processes collected
+    under ``torchrun``; without it an observer can be used in one process only.
+    """
+
+    def __call__(self, site: Site, values: SiteValues, /) -> None:
+        """Looks at one batch."""
+
+
+class _Finished(Exception):  # noqa: N818 - no error
+    """Every site has been observed: the rest of the graph need not be run."""
 
 
 class _SiteInterpreter(fx.Interpreter):
@@ -56,6 +69,7 @@ class _SiteInterpreter(fx.Interpreter):
         self._by_name = {node.name: node for node in gm.graph.nodes}
         self._pools = {site.name: pool_after(self._by_name[site.activation_node]) for site in sites}
         self._waiting: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._left = len(self._at_end)
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node, and observes where a site's pre-activation ends."""
@@ -70,6 +84,9 @@ class _SiteInterpreter(fx.Interpreter):
             x, weight, bias = self._waiting.pop(site.node)
             residual = self.env[self._by_name[site.residual]] if site.residual else None
             self._observe(site, SiteValues(x, weight, bias, residual, result, self._pools[site.name]))
+            self._left -= 1
+            if not self._left:
+                raise _Finished
         return result
 
 
@@ -93,25 +110,30 @@ class Data:
     _checked: set[str] = field(default_factory=set)
 
     def walk(self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer, label: str) -> None:
-        """One streaming pass.
+        """One streaming pass; under ``torchrun`` each process runs its share of the batches.
 
         Raises:
-            CalibrationError: no batches, other batches than in the first pass, a batch that the model refuses, or a
-                value that is not finite.
+            CalibrationError: no batches, fewer than there are processes, other batches than in the first pass, a batch
+                that the model refuses, or a value that is not finite.
         """
         first = self.examples == 0
         watch = _watched(observe, self._checked)
-        examples = 0
+        merge = getattr(observe, "merge", None)
+        if ranks.count() > 1 and merge is None:
+            raise CalibrationError(f"{label} cannot be shared by {ranks.count()} processes", hint="use one process")
+        examples, run = 0, 0
         console = Console(stderr=True)
         with torch.no_grad(), Progress(console=console, disable=not self.show_progress, transient=True) as bar:
             task = bar.add_task(f"calibrate: {label}", total=None if first else self.examples)
             for index, batch in enumerate(read(self.batches)):
                 if examples_in(batch) == 0:
                     continue  # no rows, no statistics
-                if first:
-                    check_finite(batch, index)
-                self._run(gm, sites, watch, batch, index)
                 examples += examples_in(batch)
+                mine = index % ranks.count() == ranks.index()
+                if first and mine:
+                    check_finite(batch, index)
+                self._run(gm, sites, watch if mine else None, batch, index)
+                run += mine
                 bar.update(task, completed=examples)
         if examples == 0:
             raise CalibrationError("the calibration data hold no example", hint="give at least one batch")
@@ -120,17 +142,29 @@ class Data:
                 f"one pass over the calibration data saw {self.examples} examples, the next {examples}",
                 hint="give batches that can be read again and again, such as a list or a DataLoader",
             )
+        if not all(ranks.gathered(run)):
+            raise CalibrationError(
+                f"there are fewer batches than the {ranks.count()} processes", hint="give smaller batches, or more"
+            )
+        if merge is not None:
+            merge()
         self.examples = examples
         self._checked.update(site.name for site in sites)
 
-    def _run(self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer, batch: object, index: int) -> None:
-        interpreter = _SiteInterpreter(gm, sites, observe)
+    def _run(
+        self, gm: fx.GraphModule, sites: Collection[Site], observe: Observer | None, batch: object, index: int
+    ) -> None:
+        """Runs one batch; without an observer only its sizes are looked at."""
+        interpreter = _SiteInterpreter(gm, sites, observe or _nobody)
         try:
             values = placeholder_values(gm, batch)
             if not self.sizes:
                 self.sizes = symbol_values(gm, values)
             self.examples_a_batch = self.examples_a_batch or examples_in(batch)
-            interpreter.run(*values, enable_io_processing=False)
+            if observe is not None:
+                interpreter.run(*values, enable_io_processing=False)
+        except _Finished:
+            pass
         except CalibrationError:
             raise
         except Exception as error:
@@ -139,6 +173,10 @@ class Data:
                 f"the model refuses batch {index}, {describe(batch)}: {interpreter.at}{cause}",
                 hint="a batch is a tuple of what the model takes (without labels), or a pair (args, kwargs)",
             ) from error
+
+
+def _nobody(_site: Site, _values: SiteValues, /) -> None:
+    """Looks at nothing."""
 
 
 def _watched(observe: Observer, checked: Collection[str]) -> Observer:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from exprune_fx.calibration import ranks
 from exprune_fx.errors import GuardError, PlanError
 from exprune_fx.guards import Guard
 from exprune_fx.ops import native
@@ -112,6 +113,21 @@ def check_objective(objective: object) -> Objective:
     if objective == "latency":
         return "latency"
     raise PlanError(f"unknown objective {objective!r}", hint='use "flops" or "latency"')
+
+
+def check_alone(objective: Objective, sequential: bool) -> None:
+    """Refuses what timing cannot be joined with.
+
+    Raises:
+        PlanError: "latency" with thresholds on staged inputs, or in several processes.
+    """
+    if objective == "latency" and sequential:
+        raise PlanError(
+            "sequential calibration and timing cannot be joined: what is staged before a site is not known",
+            hint='use objective="flops" with sequential=True',
+        )
+    if objective == "latency" and ranks.count() > 1:
+        raise PlanError(f"{ranks.count()} processes cannot time one machine", hint="use one process for latency")
 
 
 def check_request(request: Request) -> None:

@@ -15,7 +15,15 @@ from exprune_fx.calibration.fit import Thresholds, fit_thresholds
 from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.propose import make_candidates
-from exprune_fx.calibration.request import HeadChoice, Request, check_objective, check_request, check_stages
+from exprune_fx.calibration.request import (
+    HeadChoice,
+    Request,
+    check_alone,
+    check_objective,
+    check_request,
+    check_stages,
+)
+from exprune_fx.calibration.sequential import refit
 from exprune_fx.calibration.whole import Settled, settle
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.plan import Plan
@@ -32,6 +40,7 @@ def calibrate(
     *,
     head: HeadChoice = "auto",
     reorder: bool = True,
+    sequential: bool = False,
     latency_batch: object | None = None,
     progress: bool = False,
 ) -> Plan:
@@ -58,6 +67,8 @@ def calibrate(
         reorder: put the terms of free groups into the better order; the plan holds it. Guards that take the prefix for
             a random sample of the terms (those that need exchangeability) keep the order that training left: the first
             terms by variance are no random sample.
+        sequential: make the thresholds of `Calibrated` again, site after site, on the inputs that staged sites before
+            it give each: three more passes for every site of one stage. For "flops" only.
         latency_batch: what "latency" times, in the form of a batch: give one as large as those that you will run.
             Default: calibration examples, as many at a time as the graph was captured with.
         progress: draw a progress bar on stderr.
@@ -67,7 +78,8 @@ def calibrate(
 
     Raises:
         GuardError: the stages are not increasing fractions, or ``guard`` is no guard.
-        PlanError: an unknown head or objective, "latency" without native kernels, or a graph that is staged already.
+        PlanError: an unknown head or objective, "latency" without native kernels, with ``sequential`` or under
+            ``torchrun``, or a graph that is staged already.
         CalibrationError: batches that can be read once only, are empty, not finite, or that the model refuses.
     """
     check_stages(stages)
@@ -75,6 +87,7 @@ def calibrate(
     request = Request(guard, tuple(stages), head, aim)
     check_request(request)
     check_batches(batches)
+    check_alone(aim, sequential)
     graph = Prepared.of(gm)
     data = Data(batches, progress)
     if not graph.chosen(request):
@@ -94,7 +107,8 @@ def calibrate(
         entries, whole = settled.sites, settled.timing
     machine = latency.machine_text() if aim == "latency" else ""
     staged = any(entry.is_staged for entry in entries)
-    return Plan(entries, orders if staged else {}, aim, data.examples, machine, whole)
+    plan = Plan(entries, orders if staged else {}, aim, data.examples, machine, whole)
+    return refit(graph, data, plan) if sequential else plan
 
 
 def _by_time(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exprune_fx.calibration import ranks
+
 BINS = 512
 
 
@@ -93,6 +95,12 @@ class EnergyRange:
         self._highest_alive.scatter_reduce_(0, neuron, values, "amax")
         self._highest = self._highest.maximum(known.amax(1).double())
 
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        self.energy, self._first, self._second = map(ranks.total, (self.energy, self._first, self._second))
+        self._lowest_alive = ranks.smallest(self._lowest_alive)
+        self._highest_alive, self._highest = map(ranks.largest, (self._highest_alive, self._highest))
+
     def interval(self, least: float, most: float) -> Interval:
         """The interval in which the threshold lies, whatever share of the energy between these two it may lose.
 
@@ -121,6 +129,7 @@ class EnergyHistogram:
     def __init__(self, interval: Interval) -> None:
         self.interval = interval
         self._bins = torch.zeros(len(interval.low), BINS + 2, dtype=torch.float64, device=interval.low.device)
+        self._below: Tensor | None = None  # the energy below each edge, once it was asked for
 
     def update(self, known: Tensor, living: Living) -> None:
         """Adds samples: ``S + c``, [out, samples], and those of them that have energy and did not stop before."""
@@ -128,6 +137,11 @@ class EnergyHistogram:
         index = self._bins_at(living.select(known), self.interval.low[neuron], self.interval.width[neuron])
         flat = torch.bincount(neuron * (BINS + 2) + index, living.energy, minlength=self._bins.numel())
         self._bins += flat.reshape(self._bins.shape)
+        self._below = None
+
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        self._bins, self._below = ranks.total(self._bins), None
 
     def thresholds(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """The largest edges below which at most ``allowed`` energy lies, and the energy that lies there.
@@ -165,7 +179,9 @@ class EnergyHistogram:
 
     def _lost_below(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """The energy below each edge, and the index of the largest edge below which no more than ``allowed`` lies."""
-        below = self._bins.cumsum(1)[:, : BINS + 1]
+        if self._below is None:
+            self._below = self._bins.cumsum(1)[:, : BINS + 1]
+        below = self._below
         return below, (below <= allowed.unsqueeze(1)).sum(1) - 1
 
 

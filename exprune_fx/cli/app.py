@@ -14,6 +14,7 @@ from exprune_fx.cli.commands.bench import bench
 from exprune_fx.cli.commands.demo import demo
 from exprune_fx.cli.commands.experiment import experiment
 from exprune_fx.cli.commands.explain import explain
+from exprune_fx.cli.commands.optimize import optimize
 from exprune_fx.cli.commands.reproduce import reproduce
 from exprune_fx.cli.commands.shrink import shrink
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, explain, shrink, bench, experiment, reproduce):
+for command in (demo, explain, optimize, shrink, bench, experiment, reproduce):
     app.command()(command)
 
 

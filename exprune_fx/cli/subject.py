@@ -85,7 +85,7 @@ def made_by(
     Raises:
         ExpruneError: it cannot be called, returns no model, or a module without inputs.
     """
-    made = _call(name)
+    made = make(name)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], tuple):
         model, examples = made
     else:
@@ -101,7 +101,12 @@ def made_by(
     return model, args, examples
 
 
-def _call(name: str) -> Any:
+def make(name: str) -> Any:
+    """What ``package.module:callable`` returns.
+
+    Raises:
+        ExpruneError: it cannot be called.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         maker = importlib.import_module(module_name)

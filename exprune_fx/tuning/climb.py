@@ -10,7 +10,7 @@ from exprune_fx.tuning.fit import Curve, fit
 from exprune_fx.tuning.ladder import Rung
 
 EVALUATIONS = 8
-_SAME = 1.1  # rungs whose damages differ by less than this factor are as good as one
+_SAME = 1.05  # rungs whose damages differ by less than this factor are as good as one
 
 
 @dataclass(eq=False)

@@ -6,7 +6,6 @@ The search of the ExPrune paper (arXiv 2506.02210), open to our guard too, so th
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
@@ -15,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from torch import fx
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.data import Batches, check_batches, read
 from exprune_fx.calibration.frontier import find_frontier
 from exprune_fx.calibration.observe import Data
@@ -111,7 +111,6 @@ def search_guards(
     trials: int = 200,
     stages: Sequence[float] = (1 / 4,),
     head: HeadChoice = "auto",
-    max_drop: float | None = None,
     count_batches: int = 1,
     storage: str | PathLike[str] | None = None,
     seed: int = 0,
@@ -133,7 +132,6 @@ def search_guards(
         trials: how many there are to be in the end, those on file included.
         stages: fractions of the terms at which a site is tested; not for "calibrated", which tries its own.
         head: for "calibrated".
-        max_drop: if given, trials within this drop are preferred to all others; without it the whole front is sought.
         count_batches: batches of the calibration data that each trial's FLOPs are counted on.
         storage: an SQLite file, or a URL as Optuna takes it, that keeps the trials; searches over several guards of
             several models fit into one.
@@ -142,14 +140,16 @@ def search_guards(
 
     Raises:
         DataError: Optuna is not installed, the storage holds another search, or `evaluate` returned no numbers.
-        PlanError: an unknown guard or head.
+        PlanError: an unknown guard or head, no site that could be staged, or several processes under ``torchrun``.
         GuardError: the stages are not increasing fractions.
-        CalibrationError: the calibration data are unusable, or no site can be staged.
+        CalibrationError: the calibration data are unusable.
     """
     started = time.perf_counter()
     kind = check_guard(guard)
     check_stages(tuple(stages))
     check_batches(batches)
+    if ranks.count() > 1:
+        raise PlanError(f"{ranks.count()} processes cannot share one search of trials", hint="use one process")
     optuna = _optuna()
     graph, space = _prepared(gm, kind, Data(batches, progress), stages, head)
     if not space.sites:
@@ -158,7 +158,7 @@ def search_guards(
     maker = Maker(graph.gm, space, counted)
     dense = Score.of(evaluate(gm)).value
     about = {"model": model_digest(gm), "guard": kind, "stages": list(stages), "head": head, "seed": seed}
-    search = _Search(optuna, space, maker, evaluate, dense, max_drop, seed, progress)
+    search = _Search(optuna, space, maker, evaluate, dense, seed, progress)
     made = search.run(search.study(storage, about), trials)
     found = tuple(search.trials)
     return GuardSearch(kind, space.sites, dense, found, made + 1, time.perf_counter() - started, space)
@@ -184,7 +184,6 @@ class _Search:
     maker: Maker
     evaluate: Evaluate
     dense: float
-    max_drop: float | None
     seed: int
     show: bool
     trials: list[GuardTrial] = field(default_factory=list)
@@ -232,16 +231,12 @@ class _Search:
         if index < len(self.space.first):
             setting = self.space.first[index]
             params = dict(zip(self._names, setting, strict=True))
-            values, kept = self._tried(setting)
             make: Callable[..., Any] = self.optuna.trial.create_trial
-            study.add_trial(make(params=params, distributions=space, values=values, user_attrs=kept))
+            study.add_trial(make(params=params, distributions=space, values=self._tried(setting)))
         else:
             study.sampler = self._sampler(index)
             asked = study.ask(space)
-            values, kept = self._tried(tuple(asked.params[name] for name in self._names))
-            for key, value in kept.items():
-                asked.set_user_attr(key, value)
-            study.tell(asked, values)
+            study.tell(asked, self._tried(tuple(asked.params[name] for name in self._names)))
         self.trials.append(self._trial(study.get_trials(deepcopy=False)[-1]))
 
     @property
@@ -250,20 +245,15 @@ class _Search:
 
     def _sampler(self, index: int) -> Any:
         """A new one for each trial, so that its random numbers depend on nothing but how many trials there were."""
-        limit = self.max_drop
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)  # of constraints_func
-            return self.optuna.samplers.TPESampler(
-                seed=(self.seed * _SEED_STEP + index) % 2**32,
-                n_startup_trials=len(self.space.first),
-                constant_liar=False,
-                constraints_func=None if limit is None else lambda trial: (trial.user_attrs["drop"] - limit,),
-            )
+        return self.optuna.samplers.TPESampler(
+            seed=(self.seed * _SEED_STEP + index) % 2**32,
+            n_startup_trials=len(self.space.first),
+            constant_liar=False,  # else it depends on what a killed process left behind
+        )
 
-    def _tried(self, setting: tuple[float, ...]) -> tuple[list[float], dict[str, float]]:
+    def _tried(self, setting: tuple[float, ...]) -> list[float]:
         made = self.maker.make(setting)
-        score = Score.of(self.evaluate(made.model)).value
-        return [1 - made.fraction_removed, score], {"drop": self.dense - score}
+        return [1 - made.fraction_removed, Score.of(self.evaluate(made.model)).value]
 
     def _trial(self, found: Any) -> GuardTrial:
         remains, score = found.values

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.candidates import Candidate, head_sums
 from exprune_fx.calibration.decide import dense_entry
 from exprune_fx.calibration.fit import by_site, sites_of
@@ -197,3 +198,9 @@ class _Means:
             flat = mean.double().flatten()
             step = -(-flat.numel() // _KEPT)
             self.seen[site.name].append(flat[:: step + 1 - step % 2])  # an odd step meets every column of a picture
+
+    def merge(self) -> None:
+        """Puts together what all processes saw."""
+        self.seen = {
+            name: [part for parts in ranks.gathered(found) for part in parts] for name, found in self.seen.items()
+        }

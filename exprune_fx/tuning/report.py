@@ -14,9 +14,9 @@ class Trial:
     """One plan that was evaluated.
 
     Attributes:
-        allocation: how the plan spread the damage: "uniform" (a unit of energy costs the same everywhere), "measured"
-            (by what it does to the outputs), or "clock" (of the best of these, what is faster on this machine).
-        damage: expected, in the allocation's own unit.
+        allocation: how the plan spread the damage: "measured" (by what it does to the outputs), "clock" (of the best of
+            these, what is faster on this machine), or "searched" (by `search_guards`).
+        damage: expected relative squared error of the outputs; 0 where nothing is expected.
         fraction_removed: expected share of all FLOPs, tests counted, on the calibration examples.
         score: the metric on the selection data.
         drop: of the metric, from the dense model's; negative where the staged model is better.
@@ -71,6 +71,8 @@ class OptimizeReport:
         selection: on what the plan was selected by: a little optimistic, for the best of several was taken.
         test: on what it was not; None if no test was given.
         trials: every plan that was evaluated, in order.
+        expected_drop: of the chosen plan, by the curve through all trials of its ladder, which luck has less of a hand
+            in than in the drop on the selection data.
         evaluations: calls of `evaluate` that this run made; what was found in the study is not among them.
         wall_s: seconds that this run took.
         calibration_examples: that thresholds and bases were made on.
@@ -82,6 +84,7 @@ class OptimizeReport:
     selection: Judged
     test: Judged | None
     trials: tuple[Trial, ...]
+    expected_drop: float
     evaluations: int
     wall_s: float
     calibration_examples: int
@@ -100,7 +103,8 @@ class OptimizeReport:
         lines = [
             f"{100 * self.fraction_removed:.1f} % of the FLOPs removed within a drop of {self.max_drop:g}, "
             "no fine-tuning",
-            f"{self.calibration_examples:,} calibration examples, {self.evaluations} evaluations, {self.wall_s:.0f} s",
+            f"{self.calibration_examples:,} calibration examples, {self.evaluations} evaluations, {self.wall_s:.0f} s; "
+            f"expected drop {self.expected_drop:+.4g}",
             self.selection.text("selection data"),
             *([self.test.text("test data")] if self.test is not None else ["test data: none were given"]),
             "",

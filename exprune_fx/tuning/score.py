@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exprune_fx.calibration import ranks
 from exprune_fx.errors import DataError
 
 RESAMPLES = 2000
@@ -41,6 +42,23 @@ class Score:
         if numbers.dim() > 1 or numbers.numel() == 0 or not bool(torch.isfinite(numbers).all()):
             raise DataError(f"evaluate returned numbers of shape {list(numbers.shape)}, or not finite", hint=_HINT)
         return cls(float(numbers.mean()), tuple(numbers.tolist()) if numbers.dim() == 1 else ())
+
+    def gathered(self) -> Score:
+        """Under ``torchrun``, the score of the shares of all processes, in the order of the ranks.
+
+        Raises:
+            DataError: there are several processes and no number for each example, so that shares cannot be weighed.
+        """
+        if ranks.count() == 1:
+            return self
+        parts = ranks.gathered(self.each)
+        if not all(parts):
+            raise DataError(
+                f"evaluate gave no number for each example in one of {ranks.count()} processes",
+                hint="under torchrun each process evaluates its share, ranks.my_slice(examples), example by example",
+            )
+        each = tuple(number for part in parts for number in part)
+        return Score(float(torch.tensor(each, dtype=torch.float64).mean()), each)
 
 
 _HINT = "return the metric as a float, or one number for each example as a list or a 1-d tensor; higher is better"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from exprune_fx.calibration import ranks
 from exprune_fx.calibration.data import Batches, read
 from exprune_fx.calibration.frontier import Option
 from exprune_fx.graph.running import as_call, examples_in
@@ -30,6 +31,8 @@ def output_sensitivity(
     Each site is staged alone, by its probe: ``|y' - y|^2 / |y|^2`` over all floating-point outputs, divided by the
     share of its energy that the probe loses. Sites without a probe that loses anything get the largest of the others.
 
+    Under ``torchrun`` each process takes its share of the sites.
+
     Args:
         gm: the captured graph.
         options: of every site.
@@ -39,13 +42,13 @@ def output_sensitivity(
         examples: how many of them are used, at least.
     """
     used = list(_first(batches, examples))
+    losing = [name for name, probe in probes.items() if probe.energy_lost > 0]
     with torch.no_grad():
         dense = [_outputs(gm, batch) for batch in used]
         whole = sum(_square(leaf) for leaves in dense for leaf in leaves) or 1.0
         found: dict[str, float] = {}
-        for name, probe in probes.items():
-            if probe.energy_lost <= 0:
-                continue
+        for _, name in ranks.mine(losing):
+            probe = probes[name]
             entries = tuple((probe if site == name else options[site][0]).entry for site in options)
             staged = transform(gm, Plan(entries, dict(orders)))
             errors = (
@@ -54,6 +57,7 @@ def output_sensitivity(
                 for got, expected in zip(_outputs(staged, batch), leaves, strict=True)
             )
             found[name] = max(sum(errors) / whole / probe.energy_lost, _LEAST)
+    found = {name: value for part in ranks.gathered(found) for name, value in part.items()}
     worst = max(found.values(), default=1.0)
     return {name: found.get(name, worst) for name in options}
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from exprune_fx.calibration import ranks
 from exprune_fx.errors import DataError
 from exprune_fx.graph.edits import tensor_at, tensor_names
 from exprune_fx.plan import Plan
@@ -60,7 +61,7 @@ class Study:
         Raises:
             DataError: the file is no study, of another version, of another model, or cannot be written.
         """
-        if self.path is None:
+        if self.path is None or ranks.index() > 0:  # under torchrun the first process keeps the file
             return
         try:
             text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
@@ -84,11 +85,12 @@ class Study:
 
     def score(self, key: str, evaluate: Callable[[], Score]) -> Score:
         """The score of this key: the one on file, or what `evaluate` says, which is then written down."""
-        if key not in self._scores:
-            score = evaluate()
-            self._scores[key] = score
-            self._append({"plan": key, "score": score.value, "each": list(score.each)})
-        return self._scores[key]
+        known = ranks.from_first(self._scores.get(key))
+        if known is None:
+            known = evaluate()
+            self._append({"plan": key, "score": known.value, "each": list(known.each)})
+        self._scores[key] = known
+        return known
 
     def _check(self, line: str) -> None:
         try:
@@ -108,7 +110,7 @@ class Study:
         self._write(json.dumps(entry) + "\n")
 
     def _write(self, text: str) -> None:
-        if self.path is None:
+        if self.path is None or ranks.index() > 0:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:

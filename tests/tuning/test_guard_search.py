@@ -82,7 +82,7 @@ def test_interrupted_work_goes_on_and_ends_with_the_same_trials(tmp_path: Path) 
 
 
 def test_the_best_within_a_drop() -> None:
-    found = run("calibrated", max_drop=0.02)
+    found = run("calibrated")
     best = found.best(0.02)
     assert best is not None
     assert 0 < best.drop <= 0.02

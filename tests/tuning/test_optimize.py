@@ -81,7 +81,7 @@ def test_the_drop_is_held_and_what_is_reported_is_so(found: tuple[Optimized, Clo
     holding = [trial for trial in report.trials if trial.drop <= 0.02]
     # expected with dense inputs at every site, counted with staged ones
     assert max(trial.fraction_removed for trial in holding) == pytest.approx(report.fraction_removed, abs=0.1)
-    assert {trial.allocation for trial in report.trials} == {"uniform", "measured"}
+    assert {trial.allocation for trial in report.trials} == {"measured"}
     assert "no fine-tuning" in str(report)
     assert report.to_dict()["front"]
 
