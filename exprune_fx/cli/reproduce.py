@@ -35,6 +35,7 @@ class Wanted:
         selection: examples.
         test: examples.
         epochs: of training, where there is some; None for the subject's own number.
+        train_images: of CIFAR-10 in each epoch; None for all 40,000.
         seed: of training and of draws.
         cache: folder for what was read from slow formats, or None.
     """
@@ -48,6 +49,7 @@ class Wanted:
     selection: int | None = None
     test: int | None = None
     epochs: int | None = None
+    train_images: int | None = None
     seed: int = 0
     cache: Path | None = None
 
@@ -69,12 +71,14 @@ def make_subject(wanted: Wanted, say: Say) -> Subject:
     if name == vgg11.NAME:
         return vgg11.make_vgg11(data, weights, sizes)
     if name == resnet18.NAME:
-        return resnet18.make_resnet18(data, weights, sizes, epochs, wanted.seed, say)
+        return resnet18.make_resnet18(data, weights, sizes, epochs, wanted.seed, say, train_images=wanted.train_images)
     if name == gcn_hiv.NAME:
         cache = None if wanted.cache is None else wanted.cache / "hiv_graphs.npz"
         return gcn_hiv.make_gcn_hiv(data, weights, sizes, epochs, wanted.seed, say, cache)
     if name == pruned_vgg11.NAME:
-        return pruned_vgg11.make_pruned_vgg11(data, wanted.dense_weights, weights, sizes, epochs, wanted.seed, say)
+        return pruned_vgg11.make_pruned_vgg11(
+            data, wanted.dense_weights, weights, sizes, epochs, wanted.seed, say, train_images=wanted.train_images
+        )
     if name == opt.NAME and wanted.model_dir is not None:
         return opt.make_opt_piqa(data, wanted.model_dir, sizes)
     if name == opt.NAME:

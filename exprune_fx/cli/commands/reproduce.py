@@ -46,6 +46,9 @@ def reproduce(
     selection: Annotated[int | None, typer.Option("--selection", min=2, help="Examples to choose by.")] = None,
     test: Annotated[int | None, typer.Option("--test", min=1, help="Examples to judge on.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of training, where there is any.")] = None,
+    train_images: Annotated[
+        int | None, typer.Option("--train-images", min=4, help="Of CIFAR-10, in each epoch; by default all 40,000.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     study: Annotated[
         Path | None,
@@ -65,7 +68,18 @@ def reproduce(
         check_writable(weights, json_path, plot)
         set_threads(threads)
         wanted = Wanted(
-            name, data_dir, weights, dense_weights, model_dir, calibration, selection, test, epochs, seed, study
+            name,
+            data_dir,
+            weights=weights,
+            dense_weights=dense_weights,
+            model_dir=model_dir,
+            calibration=calibration,
+            selection=selection,
+            test=test,
+            epochs=epochs,
+            train_images=train_images,
+            seed=seed,
+            cache=study,
         )
         with progress(name) as say:
             subject = make_subject(wanted, say)

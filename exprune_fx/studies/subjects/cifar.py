@@ -34,13 +34,15 @@ class Sizes:
     test: int = 10000
 
 
-def training_images(folder: Folder) -> tuple[Tensor, Tensor]:
-    """The 40,000 images that models may be trained on, and their labels.
+def training_images(folder: Folder, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """The 40,000 images that models may be trained on, or as many of each file to make so many, and their labels.
 
     Raises:
         DataError: a file is missing.
     """
     parts = [load_images(folder, name) for name in CALIBRATION]
+    if count is not None:
+        parts = [(images[: count // len(parts)], labels[: count // len(parts)]) for images, labels in parts]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 

@@ -25,6 +25,7 @@ def make_pruned_vgg11(
     seed: int,
     say: Say,
     sparsity: float = SPARSITY,
+    train_images: int | None = None,
 ) -> Subject:
     """The subject; pruned and fine-tuned first where the file of pruned weights is not there.
 
@@ -37,6 +38,7 @@ def make_pruned_vgg11(
         seed: of fine-tuning.
         say: told what is being done.
         sparsity: share of the convolutions' and linear layers' weights that is pruned, the smallest of all.
+        train_images: to fine-tune on in each epoch; None for all 40,000.
 
     Raises:
         DataError: weights or images are missing.
@@ -48,8 +50,8 @@ def make_pruned_vgg11(
             raise DataError("there are no weights to prune", hint="give --dense-weights, VGG11-BN's state dict")
         read_weights(model, dense)
         masks = prune_globally(model, sparsity)
-        images, labels = training_images(data_dir)
-        recipe = Recipe(epochs, seed, batch_size=256, peak_lr=0.05)
+        images, labels = training_images(data_dir, train_images)
+        recipe = Recipe(epochs, seed, batch_size=128, peak_lr=0.05)
         train_classifier(model, images, labels, recipe, say, masks)
 
     read_or_train(model, weights, train)

@@ -15,7 +15,14 @@ WIDTH, PAPER_WIDTH = 16, 64
 
 
 def make_resnet18(
-    data_dir: Folder, weights: Folder | None, sizes: Sizes, epochs: int, seed: int, say: Say, width: int = WIDTH
+    data_dir: Folder,
+    weights: Folder | None,
+    sizes: Sizes,
+    epochs: int,
+    seed: int,
+    say: Say,
+    width: int = WIDTH,
+    train_images: int | None = None,
 ) -> Subject:
     """The subject; trained first where the file of weights is not there.
 
@@ -27,6 +34,7 @@ def make_resnet18(
         seed: of training.
         say: told what is being done.
         width: channels of the first stage; the paper's network has 64.
+        train_images: in each epoch; None for all 40,000.
 
     Raises:
         DataError: images are missing, or the weights are of another network.
@@ -35,7 +43,7 @@ def make_resnet18(
     model = resnet18(width)
 
     def train() -> None:
-        images, labels = training_images(data_dir)
+        images, labels = training_images(data_dir, train_images)
         train_classifier(model, images, labels, Recipe(epochs, seed), say)
 
     read_or_train(model, weights, train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
 
     text = json.dumps(found.to_dict())
     assert json.loads(text)["rows"][0]["method"] == "StatsTest"
-    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(reproduction_table(found, sparse))
     shown = console.export_text()
     assert "Calibrated" in shown
