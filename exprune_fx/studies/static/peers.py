@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -19,6 +19,7 @@ from exprune_fx.graph import capture
 from exprune_fx.report.layout import Section
 from exprune_fx.static import Magnitude, shrink
 from exprune_fx.static.units import bundles
+from exprune_fx.studies.static.architectures.vit import Attention
 from exprune_fx.studies.static.tables import percent, section
 from exprune_fx.symmetry import symmetries
 
@@ -175,7 +176,12 @@ def _theirs(other: Any, model: nn.Module, images: Tensor, fraction: float) -> Si
             importance=other.importance.MagnitudeImportance(p=2),
             pruning_ratio=fraction,
             ignored_layers=last,
-            num_heads={m.qkv: m.heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "heads")},
+            num_heads={
+                projection: attention.heads
+                for attention in model.modules()
+                if isinstance(attention, Attention)
+                for projection in (attention.query, attention.key, attention.value)
+            },
         ).step()
         removed = 1 - sum(p.numel() for p in model.parameters()) / before
         problem = "" if _shapes(model, images) == whole else "gives other shapes"
@@ -201,30 +207,36 @@ def _shapes(model: nn.Module, images: Tensor) -> list[torch.Size]:
         return [leaf.shape for leaf in pytree.tree_leaves(model(images))]
 
 
-def peers_section(pairs: Iterable[Pair], fraction: float = 0.4) -> Section:
+def peers_section(pairs: Sequence[Pair], fraction: float = 0.4) -> Section:
     """A row for each model."""
     rows = [
         (
             pair.model,
-            f"{pair.params / 1e6:.2f} M",
-            f"{pair.ours.groups}",
-            f"{pair.theirs.groups}",
+            f"{pair.params / 1e6:.2f}",
+            *(f"{side.groups}" for side in (pair.ours, pair.theirs)),
             f"{pair.coarser}",
             f"{pair.finer}",
-            f"{pair.ours.analyse_s:.1f}",
-            f"{pair.theirs.analyse_s:.1f}",
-            pair.ours.problem or percent(pair.ours.params_removed, 1),
-            pair.theirs.problem or percent(pair.theirs.params_removed, 1),
+            *(f"{side.analyse_s:.1f}" for side in (pair.ours, pair.theirs)),
+            *("failed" if side.problem else percent(side.params_removed, 1) for side in (pair.ours, pair.theirs)),
         )
         for pair in pairs
     ]
-    titles = ("model", ">parameters", ">groups", ">theirs", ">tied by us only", ">by them only", ">analyse, s")
+    failed = [
+        f"{pair.model}, {whose}: {side.problem}."
+        for pair in pairs
+        for whose, side in (("ours", pair.ours), ("theirs", pair.theirs))
+        if side.problem
+    ]
     return section(
         f"Beside Torch-Pruning {VERSION}",
-        "Groups that can lose members, ours and theirs. Tied: pairs of layers with outputs that go together; what only "
-        "we tie would make ours coarser, what only they tie, finer. Analyse: processor time, tracing included. "
-        f"Removed: parameters, in %, when {100 * fraction:.0f} % of every group's members go by magnitude and the "
-        "shrunk model runs and gives the same shapes; else what happened. Random weights.",
-        (*titles, ">theirs, s", ">removed", ">theirs removed"),
+        "Groups that can lose members, ours and theirs. Ties: pairs of layers with outputs that go together, that only "
+        "one of the two ties: only ours would be coarser, only theirs makes ours finer. Analysis: processor time, "
+        f"tracing included, in seconds. Removed: parameters, in %, when {100 * fraction:.0f} % of every group's "
+        "members go by magnitude and the shrunk model runs and gives the same shapes. Random weights. "
+        + " ".join(failed),
+        (
+            *("model", ">parameters, M", ">groups", ">theirs", ">ties: only ours", ">only theirs"),
+            *(">analysis", ">theirs", ">removed", ">theirs"),
+        ),
         rows,
     )

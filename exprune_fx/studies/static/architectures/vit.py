@@ -10,18 +10,23 @@ DIM, HEADS, DEPTH, PATCH, IMAGE = 768, 12, 12, 16, 224
 
 
 class Attention(nn.Module):
-    """Self-attention with one projection for queries, keys and values."""
+    """Self-attention with a projection each for queries, keys and values."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x tokens x dim to the same."""
-        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
-        y: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        count, tokens, _ = x.shape
+        query, key, value = (
+            each(x).reshape(count, tokens, self.heads, -1).transpose(1, 2)
+            for each in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        y: Tensor = self.out(mixed.transpose(1, 2).reshape(count, tokens, -1))
         return y
 
 
