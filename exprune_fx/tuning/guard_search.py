@@ -5,6 +5,7 @@ The search of the ExPrune paper (arXiv 2506.02210), open to our guard too, so th
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -263,7 +264,7 @@ class _Search:
 
 def _optuna() -> Any:
     try:
-        import optuna  # noqa: PLC0415 - an optional package
+        optuna = importlib.import_module("optuna")  # an optional package
     except ImportError as error:
         raise DataError(
             "a search over guards needs Optuna, which is not installed", hint="pip install 'exprune_fx[tune]'"

