@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from exprune_fx import zoo
 from exprune_fx.cli.subject import made_by
@@ -22,10 +23,12 @@ from exprune_fx.static import (
     Noise,
     Random,
     Shrunk,
+    Taylor,
     shrink,
 )
+from exprune_fx.static.folding import Constants
 
-CRITERIA = ("expressiveness", "magnitude", "bn-scale", "hybrid", "random")
+CRITERIA = ("expressiveness", "magnitude", "taylor", "bn-scale", "hybrid", "random")
 Ranking = Literal["global", "layer"]
 
 
@@ -41,6 +44,9 @@ class Wanted:
         fraction_removed: the fraction of members that go, or None; one of the three is given.
         ranking: all members together, or the same fraction of every group.
         ignore: what is left whole.
+        constants: what becomes of removed channels' constants.
+        round_to: members kept are a multiple of this.
+        min_kept: members that every group keeps at least.
         plan: file for the channel plan.
         weights: file for the state dict.
     """
@@ -52,6 +58,9 @@ class Wanted:
     fraction_removed: float | None
     ranking: Ranking
     ignore: tuple[str, ...]
+    constants: Constants
+    round_to: int
+    min_kept: int
     plan: Path | None
     weights: Path | None
 
@@ -89,12 +98,15 @@ def shrink_named(
     small = shrink(
         model,
         args,
-        criterion=_criterion(wanted, batches),
+        criterion=_criterion(wanted, batches, shipped),
         target_flops=wanted.target_flops,
         target_params=wanted.target_params,
         fraction_removed=wanted.fraction_removed,
         ranking=wanted.ranking,
         ignore=wanted.ignore,
+        constants=wanted.constants,
+        round_to=wanted.round_to,
+        min_kept=wanted.min_kept,
         fixed="keep",
     )
     if shipped:
@@ -106,7 +118,9 @@ def shrink_named(
     return small, figures
 
 
-def _criterion(wanted: Wanted, batches: list[tuple[Any, ...]]) -> Criterion:
+def _criterion(wanted: Wanted, batches: list[tuple[Any, ...]], shipped: bool) -> Criterion:
+    if wanted.criterion == "taylor":
+        return _taylor(shipped)
     expressiveness = Expressiveness(batches or Noise())
     criteria: dict[str, Criterion] = {
         "expressiveness": expressiveness,
@@ -116,6 +130,15 @@ def _criterion(wanted: Wanted, batches: list[tuple[Any, ...]]) -> Criterion:
         "random": Random(),
     }
     return criteria[wanted.criterion]
+
+
+def _taylor(shipped: bool) -> Criterion:
+    """On the shipped calibration images with their labels."""
+    if not shipped:
+        raise ExpruneError("taylor needs labels, which only shipped models have here", hint="call exprune_fx.shrink")
+    sample = zoo.load_sample()
+    pairs = list(zip(sample.calibration_images.split(100), sample.calibration_labels.split(100), strict=True))
+    return Taylor(pairs, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
 
 
 def _accuracy(model: nn.Module, say: Callable[[str], None]) -> float:

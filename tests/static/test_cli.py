@@ -22,7 +22,7 @@ def example() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 def test_it_prints_a_table_and_writes_what_can_be_loaded(tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("plan.json", "weights.pt", "report.json")}
-    call = ["shrink", MODEL, "--target-params", "0.5", "--ranking", "layer", "--ignore", "fc1"]
+    call = ["shrink", MODEL, "--target-params", "0.5", "--ranking", "layer", "--ignore", "fc1", "--round-to", "2"]
     call += [
         "--plan",
         str(files["plan.json"]),
@@ -39,6 +39,7 @@ def test_it_prints_a_table_and_writes_what_can_be_loaded(tmp_path: Path) -> None
     ChannelPlan.load(files["plan.json"]).apply(fresh)
     fresh.load_state_dict(torch.load(files["weights.pt"]))
     figures = json.loads(files["report.json"].read_text())
+    assert fresh.conv1.out_channels % 2 == fresh.conv2.out_channels % 2 == 0, "rounded"
     assert sum(p.numel() for p in fresh.parameters()) == figures["params_after"] <= 0.5 * figures["params_before"]
 
 
@@ -47,11 +48,15 @@ def test_what_is_wrong_is_said_in_one_line() -> None:
     for wrong in (
         ["shrink", MODEL],
         ["shrink", MODEL, "--target-flops", "0.5", "--criterion", "luck"],
+        ["shrink", MODEL, "--target-flops", "0.5", "--constants", "kept"],
         ["shrink", "x"],
     ):
         result = runner.invoke(app, wrong)
         assert result.exit_code == 2
     impossible = runner.invoke(app, ["shrink", MODEL, "--target-flops", "0.0001", "--criterion", "random"])
     assert impossible.exit_code == 1
+    unlabelled = runner.invoke(app, ["shrink", MODEL, "--target-flops", "0.5", "--criterion", "taylor"])
+    assert unlabelled.exit_code == 1
+    assert "taylor needs labels" in unlabelled.output
     assert "cannot be met" in impossible.output
     assert impossible.output.count("\n") == 1

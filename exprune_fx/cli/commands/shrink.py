@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -23,6 +23,7 @@ from exprune_fx.cli.shared import (
 )
 from exprune_fx.cli.shrink import CRITERIA, Ranking, Wanted, shrink_named
 from exprune_fx.cli.subject import is_model_name
+from exprune_fx.static.folding import Constants
 
 
 def shrink(
@@ -46,6 +47,11 @@ def shrink(
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore", metavar="NAME", help="Module, parameter or group to leave whole.")
     ] = None,
+    constants: Annotated[
+        str, typer.Option("--constants", help="exact; mean: keeps more accuracy, adds biases; drop.")
+    ] = "exact",
+    round_to: Annotated[int, typer.Option("--round-to", min=1, help="Members kept are a multiple of this.")] = 1,
+    min_kept: Annotated[int, typer.Option("--min-kept", min=1, help="Members that every group keeps.")] = 1,
     plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Write the channel plan.")] = None,
     weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Write the state dict.")] = None,
     json_path: JsonOption = None,
@@ -68,9 +74,22 @@ def shrink(
         if not is_model_name(model) or model.endswith(".pt2"):
             raise UsageError(f"{model!r} names no module: give package.module:callable or a shipped model")
         let_import_from_here()
-        order: Ranking = "global" if ranking == "global" else "layer"
-        left = tuple(ignore or ())
-        wanted = Wanted(criterion, a, target_flops, target_params, fraction_removed, order, left, plan, weights)
+        if constants not in get_args(Constants):
+            raise UsageError(f"--constants {constants!r} is none of {', '.join(get_args(Constants))}")
+        wanted = Wanted(
+            criterion=criterion,
+            a=a,
+            target_flops=target_flops,
+            target_params=target_params,
+            fraction_removed=fraction_removed,
+            ranking=cast(Ranking, ranking),
+            ignore=tuple(ignore or ()),
+            constants=cast(Constants, constants),
+            round_to=round_to,
+            min_kept=min_kept,
+            plan=plan,
+            weights=weights,
+        )
         with progress(model) as say:
             small, figures = shrink_named(model, shapes, wanted, say)
         typer.echo(str(small.report))
