@@ -206,7 +206,7 @@ class Dominance(Guard):
 
     def __post_init__(self) -> None:
         """Refuses an alpha outside [0, 1)."""
-        if not (isinstance(self.alpha, int | float) and 0 <= self.alpha < 1):
+        if isinstance(self.alpha, bool) or not (isinstance(self.alpha, int | float) and 0 <= self.alpha < 1):
             raise GuardError(f"Dominance: alpha is {self.alpha!r}", hint="choose 0 for a proof, or less than 1")
 
     def reach(self, classes: int, unseen: int) -> float:

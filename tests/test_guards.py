@@ -15,6 +15,7 @@ from exprune_fx.errors import GuardError, PlanError
 from exprune_fx.guards import (
     Bound,
     Calibrated,
+    Dominance,
     FinitePopulation,
     Guard,
     StatsTest,
@@ -29,6 +30,7 @@ GUARDS: st.SearchStrategy[Guard] = st.one_of(
     st.builds(FinitePopulation, OPEN_UNIT),
     st.builds(Calibrated, st.floats(0, 1, exclude_max=True)),
     st.just(Bound()),
+    st.builds(Dominance, st.floats(0, 1, exclude_max=True)),
 )
 
 
@@ -44,6 +46,21 @@ def test_a_budget_outside_its_interval_is_refused(budget: Any) -> None:
     with pytest.raises(GuardError, match="Calibrated: budget is"):
         Calibrated(budget)
     assert Calibrated(0).budget == 0
+
+
+@pytest.mark.parametrize("alpha", [-0.01, 1.0, math.nan, "0.1", None, True])
+def test_dominance_refuses_an_alpha_outside_its_interval(alpha: Any) -> None:
+    with pytest.raises(GuardError, match="Dominance: alpha is"):
+        Dominance(alpha)
+
+
+def test_dominance_is_proved_where_it_takes_the_whole_bound() -> None:
+    assert (Dominance().claim, Dominance(0.01).claim) == ("proved", "estimated")
+    assert Dominance().reach(50_000, 400) == 1.0
+    # Bonferroni over the classes, a product of two random directions of 400 numbers
+    expected = stats.norm.isf(0.01 / 50_000) / 400**0.5
+    assert Dominance(0.01).reach(50_000, 400) == pytest.approx(expected, rel=1e-6)
+    assert Dominance(0.01).reach(50_000, 4) == 1.0
 
 
 @pytest.mark.parametrize("threshold", [math.nan, "0", None])

@@ -42,7 +42,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., features] -> int64 [...]."""
-        return self.lm_head(x).argmax(-1)
+        classes: Tensor = self.lm_head(x).argmax(-1)
+        return classes
 
 
 def head_names(checkpoints: str | os.PathLike[str] | None = None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from exprune_fx.calibration.data import Batches
 from exprune_fx.calibration.decide import dense_entry
-from exprune_fx.errors import CalibrationError, PlanError
+from exprune_fx.errors import CalibrationError, GuardError, PlanError
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.graph.running import examples_in, placeholder_values
 from exprune_fx.guards import Dominance
@@ -61,12 +61,15 @@ def calibrate_heads(
         The plan with an entry for each head.
 
     Raises:
+        GuardError: another guard.
         PlanError: the graph is staged already, or has no head of a name that is asked for.
         CalibrationError: no batches, or a head that no example reached with finite values.
     """
     if record_of(gm) is not None:
         raise PlanError("this graph is staged already", hint="calibrate_heads(capture(model, args), batches)")
     guard = Dominance() if guard is None else guard
+    if not isinstance(guard, Dominance):
+        raise GuardError(f"{guard} is a guard of sites", hint="give Dominance(), or Dominance(alpha)")
     normal = normalise(gm)
     found = find_heads(normal)
     unknown = sorted(set(heads or ()) - {head.name for head in found})
