@@ -54,6 +54,10 @@ def reproduce(
         Path | None,
         typer.Option("--study", metavar="DIR", help="Keeps every evaluation; a second run goes on from it."),
     ] = None,
+    judge_front: Annotated[
+        bool,
+        typer.Option("--judge-front", help="Judge all of the searches' best settings too, as the paper's code does."),
+    ] = False,
     json_path: JsonOption = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a picture.")] = None,
     threads: ThreadsOption = None,
@@ -83,7 +87,9 @@ def reproduce(
         )
         with progress(name) as say:
             subject = make_subject(wanted, say)
-            found = run_reproduction(subject, Settings(trials=trials, seed=seed, study=study), say)
+            found = run_reproduction(
+                subject, Settings(trials=trials, judge_front=judge_front, seed=seed, study=study), say
+            )
         output_console().print(reproduction_table(found, subject.sparse))
         write_json(json_path, {**written_by(), **found.to_dict()})
         if plot is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from exprune_fx.errors import DataError
 from exprune_fx.studies.paper.published import RANGES
 from exprune_fx.studies.paper.results import OURS, Curve, Reproduction
-from exprune_fx.studies.paper.search import Trial
+from exprune_fx.studies.paper.search import front_of
 
 COLOURS = {"StatsTest": "#d95f02", "Threshold": "#7570b3", OURS: "#1b9e77"}
 MARKERS = {"StatsTest": "s", "Threshold": "^", OURS: "o"}
@@ -93,12 +92,14 @@ def _draw_curve(axes: Any, curve: Curve, dense: float) -> None:
         markersize=4,
         label=f"{curve.method}: selection",
     )
-
-
-def front_of(trials: Sequence[Trial]) -> list[Trial]:
-    """The settings that no other one beats in both score and FLOPs, the gentlest first."""
-    best: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (-t.fraction_removed, -t.score)):
-        if not trial.given_up and (not best or trial.score > best[-1].score):
-            best.append(trial)
-    return best[::-1]
+    if curve.judged:
+        axes.plot(
+            [100 * drop for drop, _ in curve.judged],
+            [100 * removed for _, removed in curve.judged],
+            color=COLOURS[curve.method],
+            linestyle="none",
+            marker=MARKERS[curve.method],
+            markerfacecolor="none",
+            markersize=5,
+            label=f"{curve.method}: the line's settings on test",
+        )

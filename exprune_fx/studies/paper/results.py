@@ -51,10 +51,18 @@ class Curve:
     Attributes:
         method: see `Row`.
         trials: every setting that was tried, with its drop there.
+        judged: drop on the test examples and share of FLOPs removed, for the settings that no other one beats on the
+            selection examples; empty if that was not asked for.
     """
 
     method: str
     trials: tuple[Trial, ...]
+    judged: tuple[tuple[float, float], ...] = ()
+
+    def best_judged(self, max_drop: float) -> float | None:
+        """The largest share removed within a drop on the test examples themselves; None if nothing was judged."""
+        within = [removed for drop, removed in self.judged if drop <= max_drop + 1e-12]
+        return max([0.0, *within]) if self.judged else None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from exprune_fx.studies.paper.counting import Counting, Tally
 from exprune_fx.studies.paper.guards import PUBLISHED, SPAN, GuardName, GuardSpace, heads_of, mean_quantiles
 from exprune_fx.studies.paper.published import published_figure
 from exprune_fx.studies.paper.results import OURS, Curve, Reproduction, Row
-from exprune_fx.studies.paper.search import Trial, chosen, search_settings
+from exprune_fx.studies.paper.search import Trial, chosen, front_of, search_settings
 from exprune_fx.studies.paper.store import Store
 from exprune_fx.studies.paper.template import Template
 from exprune_fx.studies.subjects import Subject
@@ -47,6 +47,8 @@ class Settings:
         drops: of the metric that are allowed on the selection examples, as fractions.
         selection_counted: batches of selection examples that every trial's FLOPs are counted on.
         test_counted: batches of test examples that the chosen plans' FLOPs are counted on.
+        judge_front: also judge every setting that no other one beats on the selection examples, as the reference
+            implementation does to show the best of them.
         seed: of the searches and the bootstrap.
         study: folder that keeps every evaluation, or None.
     """
@@ -55,6 +57,7 @@ class Settings:
     drops: tuple[float, ...] = DROPS
     selection_counted: int = 1
     test_counted: int = 4
+    judge_front: bool = False
     seed: int = 0
     study: Path | None = None
 
@@ -166,12 +169,26 @@ class _Run:
             best = chosen(trials, self.dense_score, drop)
             setting = (0.0,) * len(self.heads) if best is None else best.setting
             lost = 0.0 if best is None else self.dense_score - best.score
-            graphs = _Graphs(partial(template.model, setting), partial(template.readable, setting))
-            key = plan_digest(space.plan(setting))
+            key, graphs = plan_digest(space.plan(setting)), _graphs(template, setting)
             if best is None:
                 key, graphs = "dense", self.dense_graphs
             rows.append(self._row(guard, drop, key, graphs, lost, space.numbers(setting)))
-        return Curve(guard, tuple(trials)), rows
+        judged = self._front(guard, space, template, trials) if self.settings.judge_front else ()
+        return Curve(guard, tuple(trials), judged), rows
+
+    def _front(
+        self, guard: GuardName, space: GuardSpace, template: Template, trials: Sequence[Trial]
+    ) -> tuple[tuple[float, float], ...]:
+        """Drop on the test examples, and share removed there, of the best settings of a search."""
+        best = [trial for trial in front_of(trials) if self.dense_score - trial.score <= GIVE_UP]
+        value = self.subject.test.metric.value
+        found = []
+        for number, trial in enumerate(best):
+            self.say(f"{guard}: judged, {number + 1} of the front's {len(best)}")
+            key, graphs = plan_digest(space.plan(trial.setting)), _graphs(template, trial.setting)
+            drop = value(self.dense_test) - value(self.judged(key, graphs))
+            found.append((drop, self.tally(key, graphs).fraction_removed))
+        return tuple(found)
 
     def _tried(self, template: Template, setting: Sequence[float]) -> dict[str, Any]:
         """One trial on the selection examples; given up where the first of them lose too much."""
@@ -273,6 +290,10 @@ class _Run:
         first = sum(len(target) for target in selection.targets[: self._first_batches])
         value = selection.metric.value
         return {"score": value(each), "first": value(each[:first]) if selection.metric.is_mean else 0.0}
+
+
+def _graphs(template: Template, setting: tuple[float, ...]) -> _Graphs:
+    return _Graphs(partial(template.model, setting), partial(template.readable, setting))
 
 
 def _densities(prepared: Prepared, sparse: bool) -> dict[str, float]:

@@ -85,3 +85,12 @@ def chosen(trials: Sequence[Trial], dense_score: float, max_drop: float) -> Tria
     allowed = [t for t in trials if not t.given_up and dense_score - t.score <= max_drop + 1e-12]
     best = max(allowed, key=lambda t: t.fraction_removed, default=None)
     return best if best is not None and best.fraction_removed > 0 else None
+
+
+def front_of(trials: Sequence[Trial]) -> list[Trial]:
+    """The settings that no other one beats in both score and FLOPs, the gentlest first."""
+    best: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (-t.fraction_removed, -t.score)):
+        if not trial.given_up and (not best or trial.score > best[-1].score):
+            best.append(trial)
+    return best[::-1]

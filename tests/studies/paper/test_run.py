@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from exprune_fx.errors import DataError
-from exprune_fx.studies.paper.plot import front_of, plot_reproduction
+from exprune_fx.studies.paper.plot import plot_reproduction
 from exprune_fx.studies.paper.run import Settings, reproduce
-from exprune_fx.studies.paper.search import Trial
+from exprune_fx.studies.paper.search import Trial, front_of
 from exprune_fx.studies.paper.table import reproduction_table
 from exprune_fx.studies.subjects import Judge
 from tests.studies.paper.tiny import tiny_subject
@@ -22,7 +22,7 @@ from tests.studies.paper.tiny import tiny_subject
 def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
     subject = tiny_subject(sparse)
-    settings = Settings(trials=11, drops=(0.03, 0.2), study=tmp_path / "study")
+    settings = Settings(trials=11, drops=(0.03, 0.2), judge_front=sparse, study=tmp_path / "study")
     found = reproduce(subject, settings)
     assert [(row.method, row.max_drop) for row in found.rows] == [
         (method, drop) for method in ("StatsTest", "Threshold", "Calibrated") for drop in (0.03, 0.2)
@@ -36,6 +36,10 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
     assert (found.selection_examples, found.test_examples, found.counted_examples) == (48, 48, 48)
     assert [len(curve.trials) for curve in found.curves][:2] == [11, 11]
 
+    for curve in found.curves[:2]:
+        assert bool(curve.judged) == sparse
+        assert (curve.best_judged(1.0) or 0.0) == max([0.0, *(removed for _, removed in curve.judged)])
+
     # A second run finds everything on file: no example is looked at again.
     with monkeypatch.context() as patch:
         patch.setattr(Judge, "each", lambda *_: pytest.fail("evaluated again"))
@@ -48,6 +52,7 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
     console.print(reproduction_table(found, sparse))
     shown = console.export_text()
     assert "Calibrated" in shown
+    assert ("as its code shows it" in shown) == sparse
     assert ("10.24-11.11 % at 0.1" in shown) == sparse
 
     pytest.importorskip("matplotlib")
