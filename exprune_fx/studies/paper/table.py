@@ -12,6 +12,7 @@ from rich.text import Text
 from exprune_fx.studies.paper.published import published_ranges
 from exprune_fx.studies.paper.results import OURS, Reproduction, Row
 
+FEW = 3  # an allowed drop of fewer examples than these is mostly chance
 _WIDTH = {"95 % interval": 14}
 
 
@@ -51,10 +52,20 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
         f"{found.flops_per_example / 1e6:,.1f} MFLOPs each",
         f"StatsTest and Threshold: the paper's, {found.trials} Optuna trials each (its code: 2,000); {OURS}: ours, by "
         "exprune_fx.optimize; no fine-tuning",
+        *_too_few(found),
         *_chosen_on_test(found),
         *published_ranges(pruned),
     ]
     return Group(table, *(Text(line) for line in lines))
+
+
+def _too_few(found: Reproduction) -> list[str]:
+    """Where an allowed drop is finer than the selection examples can tell."""
+    drops = sorted({row.max_drop for row in found.rows if row.max_drop * found.selection_examples < FEW})
+    named = " and ".join(f"{100 * drop:g}" for drop in drops)
+    if not drops:
+        return []
+    return [f"{found.selection_examples:,} selection examples hardly resolve {named} points: choices there are rough"]
 
 
 def _chosen_on_test(found: Reproduction) -> list[str]:
