@@ -131,7 +131,7 @@ class InputCheck:
         leaves = tuple(_expected(n.meta.get("val")) for n in graph.nodes if n.op == "placeholder")
         # torch reads a lower end of 2 as "not specialised to 0 or 1", not as a bound: a batch of one is fine.
         known = tuple(
-            (str(symbol), 0 if int(r.lower) <= 2 else int(r.lower), _number(r.upper)) for symbol, r in ranges.items()
+            (str(symbol), 0 if r.lower <= 2 else int(r.lower), _number(r.upper)) for symbol, r in ranges.items()
         )
         return InputCheck(leaves, known, tuple(guards))
 

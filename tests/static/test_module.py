@@ -240,3 +240,26 @@ def test_what_a_forward_keeps_is_not_left_fake() -> None:
     assert model.shape == torch.Size()
     assert "scale" not in vars(model)
     assert model(X).isfinite().all()
+
+
+class ReadsANumber(nn.Module):
+    """Multiplies by a Python number that a buffer holds: a size without bounds for torch.export."""
+
+    scale: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+        self.register_buffer("scale", torch.tensor([2.0, -3.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.net(x) * self.scale[1].item()
+        return y
+
+
+def test_a_number_read_from_a_tensor_is_no_obstacle() -> None:
+    model = ReadsANumber().eval()
+    before = sum(p.numel() for p in model.parameters())
+    shrink(model, (X,), criterion=Random(), fraction_removed=0.5, ranking="layer")
+    assert sum(p.numel() for p in model.parameters()) < before
+    assert torch.equal(model(X), model.net(X) * -3)
