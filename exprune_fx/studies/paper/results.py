@@ -85,6 +85,7 @@ class Reproduction:
         curves: the searches.
         trials: how many settings of each of the paper's guards were asked for.
         wall_s: seconds of this run; what was on file took none.
+        resolution: the least that the selection examples can tell of the metric; 0 where that is not one example.
         fine_tuned: never: the weights are used as they are.
     """
 
@@ -103,6 +104,7 @@ class Reproduction:
     curves: tuple[Curve, ...]
     trials: int
     wall_s: float
+    resolution: float = 0.0
     fine_tuned: bool = False
 
     def to_dict(self) -> dict[str, Any]:

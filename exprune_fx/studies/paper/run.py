@@ -95,6 +95,7 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
         curves=(*curves, ours),
         trials=settings.trials,
         wall_s=time.perf_counter() - started,
+        resolution=1 / subject.selection.examples if subject.selection.metric.counts else 0.0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def search_settings(
 
 def _optuna() -> Any:
     try:
-        import optuna  # noqa: PLC0415 - an optional package
+        optuna = importlib.import_module("optuna")  # an optional package
     except ImportError as error:
         raise DataError(
             "the paper's search needs Optuna, which is not installed", hint="pip install 'exprune_fx[studies]'"

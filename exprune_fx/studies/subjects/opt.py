@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,10 +44,9 @@ class Logits(nn.Module):
 
 def _transformers() -> Any:
     try:
-        import transformers  # noqa: PLC0415 - an optional package
+        return importlib.import_module("transformers")  # an optional package
     except ImportError as error:
         raise DataError("OPT needs transformers, which is not installed", hint="pip install transformers") from error
-    return transformers
 
 
 # --- characters -------------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class PiqaAccuracy(Metric):
     """
 
     name = "PIQA accuracy"
+    counts = True
 
     def each(self, output: Any, target: Tensor) -> Tensor:
         """[questions, 2]: right by log-likelihood, right by its mean over characters.
