@@ -29,7 +29,7 @@ def plot_reproduction(found: Reproduction, pruned: bool, path: Path) -> None:
         figure_module = importlib.import_module("matplotlib.figure")  # an optional package
     except ImportError as error:
         raise DataError("--plot needs matplotlib, which is not installed", hint="pip install matplotlib") from error
-    figure = figure_module.Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = figure_module.Figure(figsize=(7.5, 5.2), layout="constrained")
     axes = figure.subplots()
     _draw_published(axes, pruned)
     for curve in found.curves:
@@ -62,7 +62,7 @@ def plot_reproduction(found: Reproduction, pruned: bool, path: Path) -> None:
     axes.set_ylabel("FLOPs removed, % (tests counted)")
     axes.set_title(found.title, loc="left", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="best", framealpha=0.9)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
