@@ -45,6 +45,8 @@ class Wanted:
         constants: of the curves.
         tune: images of the fine-tuning, 0 for none; of ranks, images that are all the data.
         peak_lr: the highest learning rate of the fine-tuning.
+        target_flops: fraction that shrinking leaves before staging.
+        budget: of staging's guard.
         objective: of staging, flops or latency.
         test: images that judge.
         seed: of everything random.
@@ -59,6 +61,8 @@ class Wanted:
     constants: Constants
     tune: int
     peak_lr: float
+    target_flops: float
+    budget: float
     objective: str
     test: int
     seed: int
@@ -164,7 +168,7 @@ def _peers(wanted: Wanted, say: Say, save: Save) -> list[Section]:
 
 
 def _stacked(wanted: Wanted, say: Say, save: Save) -> list[Section]:
-    settings = Settings(recipe=wanted.recipe, objective=wanted.objective)
+    settings = Settings(wanted.target_flops, wanted.recipe, wanted.budget, wanted.objective)
     done = []
     for name in wanted.models or (vgg.NAME,):
         subject = wanted.classifier(name)

@@ -12,6 +12,7 @@ from exprune_fx.cli.shared import (
     JsonOption,
     ThreadsOption,
     UsageError,
+    check_budget,
     check_writable,
     failures,
     output_console,
@@ -48,6 +49,12 @@ def experiment(
     constants: Annotated[str, typer.Option("--constants", help="exact, mean or drop; see shrink.")] = "exact",
     tune: Annotated[int, typer.Option("--tune", min=0, help="Images to fine-tune on; 0 for none.")] = 3000,
     peak_lr: Annotated[float, typer.Option("--peak-lr", help="Highest learning rate of the fine-tuning.")] = 0.005,
+    target_flops: Annotated[
+        float, typer.Option("--target-flops", min=0, max=1, help="Fraction that shrinking leaves before staging.")
+    ] = 0.85,
+    budget: Annotated[
+        float, typer.Option("--budget", help="Share of each neuron's energy that staging may lose.")
+    ] = 0.01,
     objective: Annotated[str, typer.Option("--objective", help="Of staging: flops or latency.")] = "flops",
     test: Annotated[int, typer.Option("--test", min=1, help="Images to judge on.")] = 10000,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
@@ -63,6 +70,9 @@ def experiment(
         set_threads(threads)
         if name not in EXPERIMENTS:
             raise UsageError(f"no experiment is called {name!r}: use one of {', '.join(EXPERIMENTS)}")
+        check_budget(budget)
+        if objective not in ("flops", "latency"):
+            raise UsageError(f"--objective {objective!r} is neither flops nor latency")
         if ranking not in ("global", "layer") or constants not in ("exact", "mean", "drop"):
             raise UsageError("--ranking is global or layer, and --constants exact, mean or drop")
         points = tuple(removed or (0.3, 0.5, 0.7))
@@ -78,6 +88,8 @@ def experiment(
             constants=cast(Constants, constants),
             tune=tune,
             peak_lr=peak_lr,
+            target_flops=target_flops,
+            budget=budget,
             objective=objective,
             test=test,
             seed=seed,
