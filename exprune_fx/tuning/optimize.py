@@ -166,7 +166,7 @@ def _by_the_clock(search: Search, found: Found, graph: Prepared, batches: Batche
         site.name: "" if candidates.get(site.name) else options[site.name][0].entry.reason for site in graph.sites
     }
     given = pieces_to_time(graph.gm, batches)
-    entries = {name: [option.entry for option in allowed] for name, allowed in candidates.items() if allowed}
+    entries = {name: [option.entry for option in some] for name, some in candidates.items() if some}
     plans = decide_sites(graph.gm, graph.groups, graph.sites, entries, refusals, given)
     settled = settle(graph.gm, graph.groups, graph.sites, plans, given)
     examples = search.frontier.examples
