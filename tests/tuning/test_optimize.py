@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor, fx
 
 import exprune_fx as ex
 from exprune_fx.calibration import calibrate
+from exprune_fx.calibration.decide import dense_entry
 from exprune_fx.calibration.frontier import find_frontier
 from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.request import Request
+from exprune_fx.calibration.whole import Settled
 from exprune_fx.errors import DataError, PlanError
 from exprune_fx.guards import Calibrated
 from exprune_fx.measurement import measure
@@ -131,6 +134,45 @@ def test_an_evaluation_that_gives_no_numbers_is_refused() -> None:
 
     with pytest.raises(DataError, match="evaluate returned"):
         ex.optimize(mlp(), (CALIBRATION[:4],), None, BATCH, batches=batches(CALIBRATION), evaluate=fine, max_drop=0.1)
+
+
+def test_by_the_clock_only_what_the_budget_allows_is_timed(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[Optimized, Closeness]
+) -> None:
+    """The clock is replaced by one that likes the last way to stage each site, and one that likes none."""
+    module = sys.modules["exprune_fx.tuning.optimize"]
+    monkeypatch.setattr(module, "check_request", lambda _: None)  # which asks for kernels
+    monkeypatch.setattr(module, "pieces_to_time", lambda *_: [])
+    allowed = {entry.site: entry for entry in found[0].plan.staged}
+
+    def decide(_gm: object, _groups: object, sites: Any, entries: Any, refusals: Any, _given: object) -> Any:
+        assert set(entries) <= set(allowed)
+        assert all(not refusals[name] for name in entries)
+        return {"likes": tuple(entries[s.name][-1] if s.name in entries else dense_entry(s, "slow") for s in sites)}
+
+    monkeypatch.setattr(module, "decide_sites", decide)
+    monkeypatch.setattr(module, "settle", lambda _gm, _groups, _sites, plans, _given: Settled(plans["likes"]))
+
+    def by_the_clock() -> Optimized:
+        given = batches(CALIBRATION)
+        return ex.optimize(
+            mlp(), (CALIBRATION[:4],), None, BATCH, batches=given, evaluate=Closeness(SELECTION), max_drop=0.02,
+            objective="latency",
+        )  # fmt: skip
+
+    best = by_the_clock()
+    assert best.plan.objective == best.report.objective == "latency"
+    assert best.plan.staged
+    assert best.report.trials[-1].allocation == "clock"
+    assert best.report.selection.drop <= 0.02
+    monkeypatch.setattr(
+        module,
+        "settle",
+        lambda _gm, _groups, sites, _plans, _given: Settled(tuple(dense_entry(s, "slow") for s in sites)),
+    )
+    slow = by_the_clock()
+    assert not slow.plan.staged
+    assert slow.report.fraction_removed == slow.report.expected_drop == 0.0
 
 
 # --- the frontier -----------------------------------------------------------------------------------------------------
