@@ -184,12 +184,11 @@ class Bound(Guard):
 class Dominance(Guard):
     """Of a prediction head: stop a class when ``estimate + reach * |w_rest| * |x_rest|`` is below what a winner has.
 
-    With alpha 0 the reach is 1, the Cauchy-Schwarz bound: sound, the winners are the dense layer's. Else a class's rest
-    is taken for a product of two vectors of m numbers in random directions, so that it is about normal with a standard
-    deviation of ``|w_rest| * |x_rest| / sqrt(m)``; the reach is such that, of all classes together, one that should win
-    is stopped with probability alpha at most (Bonferroni: a share ``alpha / classes`` for each). The largest of so many
-    estimates are no random sample of them: that the winner's rest is as random is an assumption, which calibration
-    checks on examples.
+    With alpha 0 the reach is 1, the Cauchy-Schwarz bound: sound, the winners are the dense layer's. Else the reach is
+    taken from examples by split conformal prediction (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World,
+    2005): the least that keeps all winners of a share ``1 - alpha`` of n examples, rounded up to one of n + 1. For a
+    new example a winner is then stopped with probability alpha at most, if it is exchangeable with those examples;
+    nothing is assumed of weights or inputs.
 
     Raises:
         GuardError: alpha is not in [0, 1).
@@ -208,12 +207,6 @@ class Dominance(Guard):
         """Refuses an alpha outside [0, 1)."""
         if isinstance(self.alpha, bool) or not (isinstance(self.alpha, int | float) and 0 <= self.alpha < 1):
             raise GuardError(f"Dominance: alpha is {self.alpha!r}", hint="choose 0 for a proof, or less than 1")
-
-    def reach(self, classes: int, unseen: int) -> float:
-        """The share of the Cauchy-Schwarz bound that is taken, with so many numbers unseen; 1 at most."""
-        if self.alpha == 0 or unseen < 2:
-            return 1.0
-        return min(1.0, NormalDist().inv_cdf(1 - self.alpha / classes) / math.sqrt(unseen))
 
     def test_flops(self, seen: int) -> int:  # noqa: ARG002 - the same for any number of terms
         """Two multiply-adds, the slack and the comparison; the norms of the inputs are shared by all classes."""

@@ -12,11 +12,13 @@ import exprune_fx
 
 FUNCTIONS = {
     "calibrate",
+    "calibrate_heads",
     "capture",
     "explain",
     "export_onnx",
     "export_package",
     "export_program",
+    "find_heads",
     "find_sites",
     "load",
     "measure",

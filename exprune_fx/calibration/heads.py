@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,8 @@ from exprune_fx.graph.edits import tensor_at
 from exprune_fx.graph.running import examples_in, placeholder_values
 from exprune_fx.guards import Dominance
 from exprune_fx.ops import reference
-from exprune_fx.ops.dominance import tables_of
+from exprune_fx.ops.dominance import Tables, tables_of
+from exprune_fx.ops.reference import dominance
 from exprune_fx.pipeline import normalise, record_of
 from exprune_fx.plan import Array, HeadPlan, Plan
 from exprune_fx.sites import PredictionHead, find_heads, find_sites
@@ -30,6 +32,9 @@ MOST_FEATURES = 1024
 """Of a head that gets a basis: multiplying with [features, features] would eat up what wider heads save, in bytes."""
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 _NUMBER = 4  # bytes of one number per class
+SCORED_ROWS = 1024
+"""Rows of input that the reach of a statistical guard is taken from."""
+_LEAST_REACH = 1e-3
 _RIDGE = 1e-6  # of the mean variance: features that never move have none
 
 
@@ -61,7 +66,7 @@ def calibrate_heads(
         The plan with an entry for each head.
 
     Raises:
-        GuardError: another guard.
+        GuardError: another guard, or an alpha without data.
         PlanError: the graph is staged already, or has no head of a name that is asked for.
         CalibrationError: no batches, or a head that no example reached with finite values.
     """
@@ -118,6 +123,11 @@ class _Inputs:
                 raise CalibrationError(f"head {name!r}: no example has finite inputs there", hint="check the data")
         return _Inputs(rows, examples)
 
+    def halves(self, name: str) -> tuple[Tensor, Tensor]:
+        """Every second row, and the others; the only one for both."""
+        rows = self.rows[name]
+        return rows[::2], rows[1::2] if len(rows) > 1 else rows
+
 
 def _spread(rows: Tensor, most: int) -> Tensor:
     """At most so many rows, at equal distances."""
@@ -145,11 +155,12 @@ class _Watcher(fx.Interpreter):
 
 @dataclass(frozen=True, eq=False)
 class _Subject:
-    """A head with its tensors and rows of input; without rows, nothing is known of them."""
+    """A head with its tensors, the rows of input that center and basis are made of, and those that it is judged on."""
 
     head: PredictionHead
     weight: Tensor
     bias: Tensor | None
+    fitting: Tensor | None
     rows: Tensor | None
 
     @property
@@ -162,9 +173,12 @@ def _decide(gm: fx.GraphModule, head: PredictionHead, guard: Dominance, seen: _I
     node = next(node for node in gm.graph.nodes if node.name == head.node)
     given = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     bias = tensor_at(gm, str(given.target)).detach() if isinstance(given, fx.Node) else None
-    subject = _Subject(head, tensor_at(gm, head.weight).detach(), bias, seen.rows[head.name] if seen else None)
+    fitting, rows = seen.halves(head.name) if seen else (None, None)
+    subject = _Subject(head, tensor_at(gm, head.weight).detach(), bias, fitting, rows)
     features = head.weight_shape[1]
     if subject.rows is None:
+        if guard.alpha:
+            raise GuardError(f"{guard} takes its reach from examples", hint="give batches, or Dominance()")
         entry = _entry(subject, guard, (features,), None, None)
         return replace(entry, reason="one stage over 8-bit codes of the weight, chosen without data")
     center = _center(subject)
@@ -182,24 +196,22 @@ def _decide(gm: fx.GraphModule, head: PredictionHead, guard: Dominance, seen: _I
 def _entry(
     subject: _Subject, guard: Dominance, stages: tuple[int, ...], center: Tensor | None, basis: Tensor | None
 ) -> HeadPlan:
-    classes, features = subject.head.weight_shape
-    reach = tuple(guard.reach(classes, features - seen if seen < features else features) for seen in stages)
     return HeadPlan(
         head=subject.head.name,
         weight_shape=subject.head.weight_shape,
         winners=subject.head.winners,
         guard=guard,
         stages=stages,
-        reach=reach,
+        reach=(1.0,) * len(stages),
         center=None if center is None else Array.of(center),
         basis=None if basis is None else Array.of(basis),
     )
 
 
 def _center(subject: _Subject) -> Tensor:
-    assert subject.rows is not None
+    assert subject.fitting is not None
     finite = subject.weight[torch.isfinite(subject.weight).all(1)].double()
-    return torch.stack([subject.rows.double().mean(0), finite.mean(0)]).float()
+    return torch.stack([subject.fitting.double().mean(0), finite.mean(0)]).float()
 
 
 def _balanced_basis(subject: _Subject, center: Tensor) -> Tensor | None:
@@ -208,9 +220,9 @@ def _balanced_basis(subject: _Subject, center: Tensor) -> Tensor | None:
     With ``C = L L^T`` the inputs' covariance, G the weights' second moments and ``L^T G L = U S^2 U^T``, this is
     ``B = S^(1/2) U^T L^-1``: among all bases it makes the norms of what a prefix leaves out of both equal, on average.
     """
-    assert subject.rows is not None
+    assert subject.fitting is not None
     finite = subject.weight[torch.isfinite(subject.weight).all(1)].double() - center[1].double()
-    rows = subject.rows.double() - center[0].double()
+    rows = subject.fitting.double() - center[0].double()
     eye = torch.eye(rows.shape[1], dtype=torch.float64)
     covariance, moments = rows.t() @ rows / len(rows), finite.t() @ finite / len(finite)
     covariance, moments = (each + _RIDGE * each.diagonal().mean() * eye for each in (covariance, moments))
@@ -230,6 +242,8 @@ def _judged(subject: _Subject, entry: HeadPlan) -> HeadPlan:
     center = None if entry.center is None else entry.center.tensor()
     basis = None if entry.basis is None else entry.basis.tensor()
     tables = tables_of(subject.weight, subject.bias, entry.stages, center, basis)
+    if entry.guard.alpha:
+        entry = replace(entry, reach=(_conformal_reach(subject, entry, tables),) * len(entry.stages))
     given = (rows, subject.weight, subject.bias)
     after = reference.guard_dominance(
         *given,
@@ -257,6 +271,25 @@ def _judged(subject: _Subject, entry: HeadPlan) -> HeadPlan:
         fraction_removed=removed,
         reason=f"{words}: {100 * read:.2g} % of the bytes read, {100 * removed:.2g} % of the FLOPs removed",
     )
+
+
+def _conformal_reach(subject: _Subject, entry: HeadPlan, tables: Tables) -> float:
+    """See `Dominance`: over rows that the basis was not made of; 1 where there are too few for this alpha."""
+    assert subject.rows is not None
+    rows = _spread(subject.rows, SCORED_ROWS).to(subject.weight.dtype)
+    best = F.linear(rows, subject.weight, subject.bias).float().topk(entry.winners)
+    turned = dominance.turn(rows, tables.center, tables.basis, tables.slack)
+    codes, numbers = tables.codes[best.indices].double(), tables.numbers[:, best.indices]
+    needed = []
+    for stage, seen in enumerate(entry.stages):
+        sums = (codes[..., :seen] @ turned.ticks[:, :seen, None]).squeeze(-1).float()
+        estimate = sums * (turned.tick * numbers[0]) + (numbers[1] + turned.common)
+        left_out = numbers[2 + 2 * stage] * dominance.norm(turned.values[:, :seen])
+        left_out = left_out + numbers[3 + 2 * stage] * dominance.norm(turned.values[:, seen:])
+        needed.append(((best.values - estimate - turned.slack) / left_out).amax(-1))
+    scores = torch.stack(needed).amax(0).sort().values
+    rank = math.ceil((len(scores) + 1) * (1 - entry.guard.alpha))
+    return 1.0 if rank > len(scores) else min(1.0, max(float(scores[rank - 1]), _LEAST_REACH))
 
 
 def _seen_by(entry: HeadPlan, alive: Sequence[float]) -> float:

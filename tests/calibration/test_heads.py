@@ -11,6 +11,7 @@ from torch.export import Dim
 
 import exprune_fx as ex
 from exprune_fx.ops import native
+from exprune_fx.passes.stage_heads import StageHeadsPass
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
 CLASSES, HIDDEN = 3000, 32
@@ -80,6 +81,20 @@ def test_the_statistical_guard_says_so_and_reads_less_still(graph: fx.GraphModul
     assert entry.agreement > 0.9
 
 
+@pytest.mark.parametrize("alpha", [0.02, 0.1, 0.3])
+def test_new_examples_lose_their_winner_no_more_often_than_alpha_says(graph: fx.GraphModule, alpha: float) -> None:
+    (entry,) = ex.calibrate_heads(graph, [(ids(200, 1),)], ex.Dominance(alpha)).heads
+    staged = StageHeadsPass((entry,))(ex.normalise(graph)).graph_module
+    lost = (staged(ids(1000, 2)) != Words().eval()(ids(1000, 2))).double().mean()
+    # four standard deviations of a share of 1,000 new and of 500 calibration examples
+    assert lost <= alpha + 4 * (alpha * (1 - alpha) * (1 / 1000 + 1 / 500)) ** 0.5
+
+
+def test_too_few_examples_for_an_alpha_take_the_whole_bound(graph: fx.GraphModule) -> None:
+    (entry,) = ex.calibrate_heads(graph, [(ids(4),)], ex.Dominance(0.01)).heads
+    assert set(entry.reach) == {1.0}
+
+
 def test_a_plan_of_sites_is_kept(graph: fx.GraphModule) -> None:
     base = ex.calibrate(graph, [(ids(16),)])
     both = ex.calibrate_heads(graph, [(ids(16),)], plan=base)
@@ -100,6 +115,8 @@ def test_refusals(graph: fx.GraphModule, plan: ex.Plan) -> None:
         ex.calibrate_heads(ex.transform(graph, plan))
     with pytest.raises(ex.CalibrationError, match="no batches"):
         ex.calibrate_heads(graph, [])
+    with pytest.raises(ex.GuardError, match="takes its reach from examples"):
+        ex.calibrate_heads(graph, guard=ex.Dominance(0.1))
     with pytest.raises(ex.GuardError, match="Bound"):
         ex.calibrate_heads(graph, guard=ex.Bound())  # type: ignore[arg-type] # that is the test
 

@@ -20,7 +20,7 @@ _LARGEST_TICK = 32767
 
 
 @dataclass(frozen=True, eq=False)
-class _Turned:
+class Turned:
     """Inputs as the codes meet them, a row each.
 
     Attributes:
@@ -38,12 +38,14 @@ class _Turned:
     slack: Tensor
 
 
-def _norm(value: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(value.double(), dim=-1, keepdim=True)
-    return norm.float() * (1 + 1e-6) + 1e-30
+def norm(value: Tensor) -> Tensor:
+    """Euclidean norm over the last axis, which stays, rounded up: float32."""
+    exact: Tensor = torch.linalg.vector_norm(value.double(), dim=-1, keepdim=True)
+    return exact.float() * (1 + 1e-6) + 1e-30
 
 
-def _turn(x: Tensor, center: Tensor | None, basis: Tensor | None, slack: Tensor) -> _Turned:
+def turn(x: Tensor, center: Tensor | None, basis: Tensor | None, slack: Tensor) -> Turned:
+    """Rows of input [rows, features] in the basis of the codes; arguments as in `exprune_fx.ops.dominance.Tables`."""
     given = wide(x).float()
     centered = given if center is None else given - center[0]
     common = torch.zeros_like(given[:, :1]) if center is None else (given.double() @ center[1:].double().t()).float()
@@ -53,8 +55,8 @@ def _turn(x: Tensor, center: Tensor | None, basis: Tensor | None, slack: Tensor)
     largest = values.abs().amax(-1, keepdim=True) / _LARGEST_TICK
     tick = torch.maximum(largest, torch.linalg.vector_norm(values, dim=-1, keepdim=True) * slack[4])
     ticks = torch.where(tick > 0, values / tick, 0.0).round().double()
-    rounding = slack[0] * _norm(given) + slack[1] * _norm(centered) + slack[2] * tick + slack[3]
-    return _Turned(values, ticks, tick, common, rounding)
+    rounding = slack[0] * norm(given) + slack[1] * norm(centered) + slack[2] * tick + slack[3]
+    return Turned(values, ticks, tick, common, rounding)
 
 
 def guard_dominance(
@@ -94,7 +96,7 @@ def guard_dominance(
     """
     rows = x.reshape(-1, x.shape[-1])
     logits = F.linear(rows, weight, bias)
-    turned = _turn(rows, center, basis, slack)
+    turned = turn(rows, center, basis, slack)
     after = torch.full_like(logits, len(stages), dtype=torch.int8)
     alive = torch.ones_like(after, dtype=torch.bool)
     known = torch.zeros_like(alive)
@@ -108,8 +110,8 @@ def guard_dominance(
         best = logits.masked_fill(~known, -torch.inf).topk(winners, dim=-1)
         held = torch.zeros_like(known).scatter(-1, best.indices, True)
         bar = best.values[:, -1:]
-        left_out = numbers[2 + 2 * stage] * _norm(turned.values[:, :seen])
-        left_out = left_out + numbers[3 + 2 * stage] * _norm(turned.values[:, seen:])
+        left_out = numbers[2 + 2 * stage] * norm(turned.values[:, :seen])
+        left_out = left_out + numbers[3 + 2 * stage] * norm(turned.values[:, seen:])
         upper = estimate + reach[stage] * left_out + turned.slack
         stopped = alive & (upper.to(logits.dtype) < bar)
         after = torch.where(stopped, stage, after)
