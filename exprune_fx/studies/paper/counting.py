@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -132,11 +132,45 @@ class _Counter(fx.Interpreter):
         return value
 
 
+@dataclass
+class _Sums:
+    """FLOPs so far, and by site the neurons that went on, of all."""
+
+    dense: float = 0.0
+    work: float = 0.0
+    overhead: float = 0.0
+    alive: dict[str, float] = field(default_factory=dict)
+    neurons: dict[str, float] = field(default_factory=dict)
+
+    def add(self, cost: float) -> None:
+        """What is the same dense and staged."""
+        self.dense, self.work = self.dense + cost, self.work + cost
+
+    def add_staged(self, site: Site, plan: SitePlan, layer: _Layer, counter: _Counter) -> None:
+        """One staged site on one batch."""
+        whole, done, tests = _staged(site, plan, layer, counter)
+        self.dense, self.work, self.overhead = self.dense + whole, self.work + done + tests, self.overhead + tests
+        going = float(counter.alive[site.name, len(plan.stages) - 1].sum())
+        self.alive[site.name] = self.alive.get(site.name, 0.0) + going
+        self.neurons[site.name] = self.neurons.get(site.name, 0.0) + counter.neurons[site.name] * len(layer.terms)
+
+    def result(self) -> Tally:
+        """The sums, if there was anything.
+
+        Raises:
+            CalibrationError: there were no batches.
+        """
+        if not self.dense:
+            raise CalibrationError("there are no batches to count on", hint="give at least one batch")
+        alive = {name: going / self.neurons[name] for name, going in self.alive.items()}
+        return Tally(self.dense, self.work, self.overhead, alive)
+
+
 class Counting:
     """Counts staged graphs of one captured model."""
 
     def __init__(self, captured: fx.GraphModule, sparse: bool) -> None:
-        self._captured, self._sparse = captured, sparse
+        self._sparse = sparse
         self._fixed = sum(
             (factor * elements_expr(node) for node in captured.graph.nodes if (factor := _per_element(node))),
             sympy.Integer(0),
@@ -146,42 +180,34 @@ class Counting:
         """Runs a staged graph, in its readable form, on some batches.
 
         Raises:
-            PlanError: the graph was not made by ``transform`` of this model.
+            PlanError: the graph was not made by ``transform`` of this model, or has gated feed-forwards.
             CalibrationError: there are no batches.
         """
         record = record_of(staged)
         if record is None:
             raise PlanError("this graph was not made by transform", hint="count transform(gm, plan)")
+        if any(site.gated is not None for site in record.sites):
+            raise PlanError("gated feed-forwards are not in the paper's count", hint="count with measure")
         readable = readable_form(staged)
         sites = {site.name: site for site in record.sites}
         plans = {entry.site: entry for entry in record.plan.staged}
         _mark_convolutions(readable, sites)
         layers = self._layers(record.dense, sites)
-        dense = work = overhead = 0.0
-        alive = dict.fromkeys(plans, 0.0)
-        neurons = dict.fromkeys(plans, 0.0)
+        sums = _Sums()
         for batch in batches:
             flat = placeholder_values(readable, batch)
             sizes = symbol_values(readable, flat)
             counter = _Counter(readable)
             with torch.no_grad():
                 counter.run(*flat, enable_io_processing=False)
-            fixed = evaluate(self._fixed, sizes) + self._products(record.dense, sizes)
-            dense, work = dense + fixed, work + fixed
+            sums.add(evaluate(self._fixed, sizes) + self._products(record.dense, sizes))
             for node_name, layer in layers.items():
                 site = next((s for s in sites.values() if s.node == node_name and s.name in plans), None)
                 if site is None:
-                    cost = _plain(layer, counter.neurons_of(node_name, sites))
-                    dense, work = dense + cost, work + cost
-                    continue
-                whole, done, tests = _staged(site, plans[site.name], layer, counter)
-                dense, work, overhead = dense + whole, work + done + tests, overhead + tests
-                stages = len(plans[site.name].stages)
-                alive[site.name] += float(counter.alive[site.name, stages - 1].sum())
-                neurons[site.name] += counter.neurons[site.name] * len(layer.terms)
-        if not dense:
-            raise CalibrationError("there are no batches to count on", hint="give at least one batch")
-        return Tally(dense, work, overhead, {name: alive[name] / neurons[name] for name in plans})
+                    sums.add(_plain(layer, counter.neurons_of(node_name, sites)))
+                else:
+                    sums.add_staged(site, plans[site.name], layer, counter)
+        return sums.result()
 
     def _layers(self, dense: fx.GraphModule, sites: Mapping[str, Site]) -> dict[str, _Layer]:
         by_node = {site.node: site for site in sites.values()}
