@@ -191,6 +191,7 @@ def test_what_is_not_finite_wins_and_loses_as_in_torch(special: float, where: st
 def test_huge_tiny_and_zero_inputs() -> None:
     case = Case(classes=300, features=16, stages=(4, 16))
     _, weight, bias = case.operands()
+    assert bias is not None
     x = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
     x = x * torch.tensor([0.0, 1e-38, 1e-30, 1e18, 1e30, 3e38])[:, None]
     found = ops.staged_argmax(x, weight, bias, *case.tables(weight, bias))
