@@ -64,6 +64,7 @@ def run_subject(
     dense = outputs["eager"]
     got = outputs[f"{OURS}/{inner}"]
     proved = all(isinstance(entry.guard, Bound) for entry in plan.staged)
+    proved &= all(entry.guard.claim == "proved" for entry in plan.staged_heads)
     judged = subject.held_out if judge else None
     say("accuracy" if judged else "")
     return Row(
@@ -77,7 +78,8 @@ def run_subject(
         ours_inner=inner,
         ours_inner_seconds=inner_times,
         sites=count_forms(ours),
-        decisions={entry.site: _decision(entry) for entry in plan.sites},
+        decisions={entry.site: _decision(entry) for entry in plan.sites}
+        | {entry.head: f"{entry.guard}: {entry.reason}" for entry in plan.heads},
         staged_s=min(best_inner(timed, errors, wrong, STAGED)[2].values()) if STAGED in forms else None,
         rounds=timed.rounds,
         calls=timed.calls,
