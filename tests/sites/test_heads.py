@@ -84,6 +84,7 @@ def test_more_winners_than_the_kernels_count_are_no_head() -> None:
             self.layer = layer
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x).topk(65).indices
+            indices: Tensor = self.layer(x).topk(65).indices
+            return indices
 
     assert find_heads(capture(Many().eval(), (torch.randn(2, 6),))) == ()
