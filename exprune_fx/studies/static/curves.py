@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -120,12 +121,17 @@ class Curves:
         return None
 
     def best_hybrid(self, drop: float = 0.01) -> str | None:
-        """The hybrid that removes most at a drop on the selection images."""
-        found = {
-            name: removed
-            for name in self.names()
-            if name.startswith(HYBRID) and (removed := self.removed_at(name, drop, on_selection=True)) is not None
-        }
+        """The hybrid that removes most at a drop on the selection images; of those that never fall so far, the best."""
+        found: dict[str, tuple[float, float]] = {}
+        for name in self.names():
+            if not name.startswith(HYBRID):
+                continue
+            last = self.of(name)[-1]
+            removed = self.removed_at(name, drop, on_selection=True)
+            if removed is None and last.selection >= self.dense.selection - drop:
+                removed = math.inf  # further than was tried
+            if removed is not None:
+                found[name] = removed, last.selection
         return max(found, key=lambda name: found[name]) if found else None
 
     def to_dict(self, drops: Sequence[float] = DROPS) -> dict[str, Any]:

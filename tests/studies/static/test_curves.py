@@ -89,6 +89,15 @@ def test_the_hybrid_is_chosen_on_selection_images_not_on_the_test_set() -> None:
     assert found.to_dict()["hybrid_chosen_on_selection"]["0.01"] == "Hybrid(0.75)"
 
 
+def test_a_hybrid_that_never_falls_so_far_is_better_than_one_that_does() -> None:
+    found = curve(
+        *(("dense", 0.0, 0.9, 0.9), ("Hybrid(0.25)", 0.51, 0.9, 0.895), ("Hybrid(0.5)", 0.5, 0.9, 0.899)),
+        ("Hybrid(0.75)", 0.5, 0.9, 0.7),
+    )
+    assert found.removed_at("Hybrid(0.5)", on_selection=True) is None
+    assert found.best_hybrid(0.01) == "Hybrid(0.5)"
+
+
 def test_a_criterion_is_asked_once() -> None:
     calls: list[Scene] = []
 
