@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import fx
 
-from exprune_fx.calibration.heads import flops_staged, head_test_flops
+from exprune_fx.calibration.head_costs import flops_staged, head_test_flops
 from exprune_fx.cost import SiteCost, dense_flops, evaluate, model_flops, site_cost
 from exprune_fx.errors import CalibrationError, PlanError
 from exprune_fx.graph.running import examples_in, placeholder_values, symbol_values

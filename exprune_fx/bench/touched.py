@@ -17,7 +17,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from exprune_fx.calibration.heads import bytes_read, flops_staged
+from exprune_fx.calibration.head_costs import bytes_read, flops_staged
 from exprune_fx.cost import SiteCost, dense_flops, evaluate, site_cost
 from exprune_fx.errors import PlanError
 from exprune_fx.graph.running import placeholder_values, symbol_values

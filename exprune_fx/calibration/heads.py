@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from exprune_fx.calibration.data import Batches
 from exprune_fx.calibration.decide import dense_entry
+from exprune_fx.calibration.head_costs import bytes_read, flops_staged
 from exprune_fx.errors import CalibrationError, GuardError, PlanError
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.graph.running import examples_in, placeholder_values
@@ -31,7 +32,6 @@ JUDGED_ROWS = 128
 MOST_FEATURES = 1024
 """Of a head that gets a basis: multiplying with [features, features] would eat up what wider heads save, in bytes."""
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-_NUMBER = 4  # bytes of one number per class
 SCORED_ROWS = 1024
 """Rows of input that the reach of a statistical guard is taken from."""
 _LEAST_REACH = 1e-3
@@ -290,35 +290,3 @@ def _conformal_reach(subject: _Subject, entry: HeadPlan, tables: Tables) -> floa
     scores = torch.stack(needed).amax(0).sort().values
     rank = math.ceil((len(scores) + 1) * (1 - entry.guard.alpha))
     return 1.0 if rank > len(scores) else min(1.0, max(float(scores[rank - 1]), _LEAST_REACH))
-
-
-def _seen_by(entry: HeadPlan, alive: Sequence[float]) -> float:
-    """Numbers of codes that are met, for each class."""
-    starts, going = (0, *entry.stages[:-1]), (1.0, *alive[:-1])
-    return sum(share * (stop - start) for share, start, stop in zip(going, starts, entry.stages, strict=True))
-
-
-def _on_basis(entry: HeadPlan, count: Callable[[int], float]) -> float:
-    square = entry.basis is not None and len(entry.basis.shape) == 2
-    return count(entry.weight_shape[1] ** 2) if square else 0.0
-
-
-def bytes_read(entry: HeadPlan, element_size: int, alive: Sequence[float]) -> float:
-    """Of codes, numbers, basis, and the rows of weights of those who are left, for one row of input."""
-    classes, features = entry.weight_shape
-    numbers = 4 + 2 * sum(alive[:-1])
-    whole = alive[-1] * features * element_size
-    return classes * (_seen_by(entry, alive) + _NUMBER * numbers + whole) + _on_basis(entry, lambda n: _NUMBER * n)
-
-
-def head_test_flops(entry: HeadPlan, alive: Sequence[float]) -> float:
-    """Of the tests, for each class of one row of input."""
-    going = (1.0, *alive[:-1])
-    return sum(share * entry.guard.test_flops(seen) for share, seen in zip(going, entry.stages, strict=True))
-
-
-def flops_staged(entry: HeadPlan, alive: Sequence[float]) -> float:
-    """For one row of input, tests counted; a multiply-add of codes counts as any other."""
-    classes, features = entry.weight_shape
-    work = 2 * classes * (_seen_by(entry, alive) + alive[-1] * features) + _on_basis(entry, lambda n: 2.0 * n)
-    return work + classes * head_test_flops(entry, alive)
