@@ -9,7 +9,7 @@ from typing import Any
 
 from exprune_fx.calibration.request import check_objective, check_stages
 from exprune_fx.errors import ExpruneError, GuardError, PlanError
-from exprune_fx.guards import Bound, Calibrated, Guard
+from exprune_fx.guards import Bound, Calibrated, Dominance, Guard
 from exprune_fx.plan import Objective, Plan
 
 HOW_TO_CALIBRATE = (
@@ -90,6 +90,10 @@ def _refused(name: str, value: object, takes: str) -> ExpruneError:
 def _guard(value: object) -> Guard:
     if not isinstance(value, Guard):
         raise _refused("guard", value, "a guard, such as exprune_fx.Bound()")
+    if isinstance(value, Dominance):
+        raise GuardError(
+            f"{value} is for prediction heads, which a plan of calibrate_heads names", hint=HOW_TO_CALIBRATE
+        )
     if isinstance(value, Calibrated):
         raise GuardError(f"{value} needs thresholds from calibration data", hint=HOW_TO_CALIBRATE)
     return value

@@ -139,6 +139,8 @@ def check_request(request: Request) -> None:
     """
     if not isinstance(request.guard, Guard):
         raise GuardError(f"the guard is a {type(request.guard).__name__}", hint="give one, e.g. Calibrated(0.02)")
+    if not request.guard.heads:
+        raise GuardError(f"{request.guard} is for prediction heads", hint="calibrate_heads(gm, batches, guard)")
     if request.head not in ("auto", "prefix", "principal"):
         raise PlanError(f"unknown head {request.head!r}", hint='use "auto", "prefix" or "principal"')
     if request.objective == "latency" and not native.available():

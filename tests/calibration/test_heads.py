@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 import exprune_fx as ex
+from exprune_fx.backend.options import read_options
 from exprune_fx.ops import native
 from exprune_fx.passes.stage_heads import StageHeadsPass
 
@@ -116,6 +117,10 @@ def test_refusals(graph: fx.GraphModule, plan: ex.Plan) -> None:
         ex.calibrate_heads(ex.transform(graph, plan))
     with pytest.raises(ex.CalibrationError, match="no batches"):
         ex.calibrate_heads(graph, [])
+    with pytest.raises(ex.GuardError, match="is for prediction heads"):
+        ex.calibrate(graph, [(ids(4),)], ex.Dominance())
+    with pytest.raises(ex.GuardError, match="is for prediction heads"):
+        read_options({"guard": ex.Dominance()})
     with pytest.raises(ex.GuardError, match="takes its reach from examples"):
         ex.calibrate_heads(graph, guard=ex.Dominance(0.1))
     with pytest.raises(ex.GuardError, match="Bound"):
