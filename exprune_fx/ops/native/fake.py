@@ -13,22 +13,21 @@ from torch import Tensor
 from torch.types import IntLikeType
 
 from exprune_fx.errors import KernelError
-from exprune_fx.ops.dominance import READ_BEYOND
 
 GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
 ACTIVATIONS = ("relu", "relu6", "relu_squared")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SQUARES = ("stats_test", "finite_population")
-MOST_WINNERS, MOST_STAGES = 64, 4  # of a prediction head
 
 
 def register() -> None:
     """Registers the functions below for the operators, which must be loaded."""
-    for function in (staged_linear_relu, staged_conv2d_relu, staged_ffn, staged_gated_ffn, staged_argmax, staged_topk):
+    for function in (staged_linear_relu, staged_conv2d_relu, staged_ffn, staged_gated_ffn):
         torch.library.register_fake(f"exprune::{function.__name__}", function)
 
 
-def _require(operator: str, holds: bool | torch.SymBool, what: str, hint: str) -> None:
+def require(operator: str, holds: bool | torch.SymBool, what: str, hint: str) -> None:
+    """Raises KernelError unless it holds, now or where the size is known."""
     error = KernelError(f"exprune::{operator}: {what}", hint=hint)
     if isinstance(holds, torch.SymBool):
         torch._check(holds, lambda: str(error))  # becomes a check at run time where the size is known only there
@@ -67,7 +66,7 @@ class _Site:
     activation: str
 
     def require(self, holds: bool | torch.SymBool, what: str, hint: str = "see exprune_fx/ops/native/fake.py") -> None:
-        _require(self.operator, holds, what, hint)
+        require(self.operator, holds, what, hint)
 
     def check(self) -> None:
         """Raises KernelError for the first argument that does not fit."""
@@ -263,98 +262,3 @@ def _ffn(site: _Site, weight_out: Tensor, bias_out: Tensor | None) -> Tensor:
     site.tensor("weight_out", weight_out, [weight_out.shape[0], hidden])
     site.tensor("bias_out", bias_out, [weight_out.shape[0]])
     return site.x.new_empty([*rows, weight_out.shape[0]])
-
-
-def staged_argmax(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    codes: Tensor,
-    numbers: Tensor,
-    center: Tensor | None,
-    basis: Tensor | None,
-    slack: Tensor,
-    stages: list[int],
-    reach: list[float],
-) -> Tensor:
-    """[..., K] -> int64 [...], the class of the largest logit of each row.
-
-    Raises:
-        KernelError: an argument does not fit.
-    """
-    tables = _Tables("staged_argmax", x, weight, bias, codes, numbers, center, basis, slack, stages, reach)
-    tables.check(1)
-    return x.new_empty(x.shape[:-1], dtype=torch.int64)
-
-
-def staged_topk(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    codes: Tensor,
-    numbers: Tensor,
-    center: Tensor | None,
-    basis: Tensor | None,
-    slack: Tensor,
-    stages: list[int],
-    reach: list[float],
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    """[..., K] -> the k largest logits of each row, [..., k] in the dtype of ``x``, and their classes, int64 [..., k].
-
-    Raises:
-        KernelError: an argument does not fit.
-    """
-    tables = _Tables("staged_topk", x, weight, bias, codes, numbers, center, basis, slack, stages, reach)
-    tables.check(k)
-    shape = [*x.shape[:-1], k]
-    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class _Tables:
-    """The arguments of a prediction head; see `exprune_fx.ops.dominance.Tables`, whose codes lie in one row here."""
-
-    operator: str
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    codes: Tensor
-    numbers: Tensor
-    center: Tensor | None
-    basis: Tensor | None
-    slack: Tensor
-    stages: list[int]
-    reach: list[float]
-
-    def check(self, winners: int) -> None:
-        """Raises KernelError for the first argument that does not fit."""
-        hint = "see exprune_fx/ops/dominance.py"
-        _require(self.operator, self.x.dtype in DTYPES, f"x is {self.x.dtype}", f"one of {DTYPES}")
-        self._of("weight", self.weight, self.x.dtype, [self.weight.shape[0], self.x.shape[-1]])
-        out, features = self.weight.shape
-        _require(self.operator, 1 <= winners <= MOST_WINNERS, f"{winners} winners", f"1 to {MOST_WINNERS}")
-        _require(self.operator, winners <= out, f"{winners} winners of {out} classes", "no more than there are")
-        grows = all(a < b for a, b in zip([0, *self.stages], [*self.stages, features + 1], strict=True))
-        what = f"stages {self.stages} of {features} features"
-        _require(self.operator, grows and 1 <= len(self.stages) <= MOST_STAGES, what, f"one to {MOST_STAGES}, growing")
-        _require(
-            self.operator, len(self.reach) == len(self.stages), f"reach is {self.reach}", "a number for each stage"
-        )
-        if self.bias is not None:
-            self._of("bias", self.bias, self.x.dtype, [out])
-        self._of("codes", self.codes, torch.int8, [out * self.stages[-1] + READ_BEYOND])
-        self._of("numbers", self.numbers, torch.float32, [2 + 2 * len(self.stages), out])
-        self._of("slack", self.slack, torch.float32, [5])
-        if self.center is not None:
-            self._of("center", self.center, torch.float32, [2, features])
-        if self.basis is not None:
-            _require(self.operator, self.basis.dim() in (1, 2), f"basis is {list(self.basis.shape)}", hint)
-            self._of("basis", self.basis, torch.float32, [features] * self.basis.dim())
-
-    def _of(self, name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[IntLikeType]) -> None:
-        _require(self.operator, value.dtype == dtype, f"{name} is {value.dtype}, not {dtype}", "convert it")
-        what = f"{name} is {list(value.shape)}, not {shape}"
-        _require(self.operator, value.dim() == len(shape), what, "see exprune_fx/ops/dominance.py")
-        for size, expected in zip(value.shape, shape, strict=True):
-            _require(self.operator, size == expected, what, "see exprune_fx/ops/dominance.py")

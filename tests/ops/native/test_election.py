@@ -15,7 +15,7 @@ from torch import Tensor
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
 from exprune_fx.ops.dominance import in_one_row, tables_of
-from exprune_fx.ops.native import fake
+from exprune_fx.ops.native import fake_heads
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
 ops = torch.ops.exprune
@@ -267,6 +267,6 @@ def test_arguments_that_do_not_fit_are_refused(place: int, value: object, messag
     arguments = [*Case().arguments(), 4]
     arguments[place] = value
     with pytest.raises(KernelError, match=message):
-        fake.staged_topk(*arguments)  # type: ignore[arg-type] # that is the test
+        fake_heads.staged_topk(*arguments)  # type: ignore[arg-type] # that is the test
     with pytest.raises(RuntimeError, match="exprune"):
         ops.staged_topk(*arguments)

@@ -70,9 +70,9 @@ def test_weights_that_are_zero_cost_nothing() -> None:
     model.append(nn.Linear(3, 2, bias=False)).eval()
     weight = torch.tensor([[1.0, 0, 2, 0, 0, 1], [0.0, 0, 0, 0, 0, 5], [-1.0, -1, 1, 1, 1, 1]])
     with torch.no_grad():
-        model[0].weight.fill_(1.0)
-        model[2].weight.copy_(weight)
-        model[4].weight.fill_(1.0)
+        model.get_parameter("0.weight").fill_(1.0)
+        model.get_parameter("2.weight").copy_(weight)
+        model.get_parameter("4.weight").fill_(1.0)
     gm = ex.capture(model, (torch.ones(2, 4),), dynamic_shapes=({0: Dim.AUTO},))
     guards = {"2": ex.StatsTest(0.49)}
     plan = Plan(

@@ -25,8 +25,8 @@ def tiny_network(seed: int = 0) -> nn.Sequential:
             nn.Linear(16, 4),
         )
         with torch.no_grad():  # outputs that differ by input
-            model[9].weight.mul_(20)
-            model[9].bias.zero_()
+            model.get_parameter("9.weight").mul_(20)
+            model.get_parameter("9.bias").zero_()
     return model.eval()
 
 

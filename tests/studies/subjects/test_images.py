@@ -84,11 +84,11 @@ def test_training_lowers_the_loss_and_keeps_what_is_pruned_at_zero() -> None:
 def test_smallest_weights_of_all_layers_go() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
     with torch.no_grad():
-        model[0].weight.copy_(torch.arange(16).reshape(4, 4) + 1.0)
-        model[1].weight.fill_(-100.0)
+        model.get_parameter("0.weight").copy_(torch.arange(16).reshape(4, 4) + 1.0)
+        model.get_parameter("1.weight").fill_(-100.0)
     prune_globally(model, 0.5)
-    assert (model[0].weight != 0).sum() == 4
-    assert (model[1].weight != 0).all()
+    assert (model.get_parameter("0.weight") != 0).sum() == 4
+    assert (model.get_parameter("1.weight") != 0).all()
 
 
 def test_pruned_subject_counts_its_zeros(data: Path) -> None:
