@@ -69,7 +69,7 @@ def capture(
         program = _check_program(model, args, kwargs, dynamic_shapes)
     elif isinstance(model, nn.Module):
         check_example(model, args, kwargs)
-        with _eval_mode(model):
+        with _eval_mode(model), _attributes_kept(model):
             program = _export(model, args, kwargs, dynamic_shapes)
     else:
         raise CaptureError(
@@ -98,6 +98,20 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextlib.contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards, all submodules have the attributes that they had: a forward that keeps tensors kept fake ones."""
+    before = [(each, dict(vars(each))) for each in module.modules()]
+    try:
+        yield
+    finally:
+        for each, held in before:
+            now = vars(each)
+            for name in now.keys() - held.keys():
+                del now[name]
+            now.update(held)
 
 
 @contextlib.contextmanager

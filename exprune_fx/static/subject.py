@@ -127,8 +127,7 @@ class ModuleSubject:
 
     def graph(self) -> fx.GraphModule:
         """Captured anew."""
-        with _attributes_kept(self._module):
-            return capture(self._module, self._example[0], self._example[1], self._dynamic)
+        return capture(self._module, self._example[0], self._example[1], self._dynamic)
 
     def may_add(self, name: str) -> bool:
         """In linear layers and convolutions without bias."""
@@ -233,20 +232,6 @@ def _values_restored(module: nn.Module) -> Iterator[None]:
         for each, training in modes:
             each.training = training
         raise
-
-
-@contextlib.contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards, all submodules have the attributes that they had: a forward that keeps tensors kept fake ones."""
-    before = [(each, dict(vars(each))) for each in module.modules()]
-    try:
-        yield
-    finally:
-        for each, held in before:
-            now = vars(each)
-            for name in now.keys() - held.keys():
-                del now[name]
-            now.update(held)
 
 
 def _is_tensor(node: fx.Node) -> bool:

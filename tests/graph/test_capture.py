@@ -73,6 +73,30 @@ def test_dialect_of_the_residual_cnn() -> None:
     assert "block.norm1.num_batches_tracked" not in dict(gm.named_buffers())
 
 
+class Caching(nn.Module):
+    """Keeps what its forward computed in plain attributes, as detection heads do with their anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.shape, self.offsets = nn.Linear(4, 5), torch.Size(), torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape != self.shape:
+            self.shape, self.offsets, self.scale = x.shape, torch.arange(5.0), torch.ones(1)
+        y: Tensor = self.net(x) + self.offsets * self.scale
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")  # torch.export says what it found
+def test_what_a_forward_keeps_is_not_left_fake() -> None:
+    model = Caching().eval()
+    gm = capture(model, (torch.randn(2, 4),))
+    assert model.shape == torch.Size()
+    assert "scale" not in vars(model)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(gm(x), model(x), rtol=0, atol=0)  # the same operations on the same numbers
+
+
 def test_train_is_not_called_on_the_model() -> None:
     class Counts(nn.Linear):
         def train(self, mode: bool = True) -> Counts:
