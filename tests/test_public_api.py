@@ -26,6 +26,7 @@ FUNCTIONS = {
     "optimize",
     "python_text",
     "save",
+    "search_guards",
     "shrink",
     "symmetries",
     "transform",

@@ -7,6 +7,8 @@ from typing import Any
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+_CHECK = 'if not torch.compiler.is_compiling() and hasattr(self, "input_check")'
+
 
 class DialectCodeGen(_PyTreeCodeGen):
     """`fx`'s code for pytree signatures, but plain Python where the arguments and the results are plain.
@@ -15,8 +17,9 @@ class DialectCodeGen(_PyTreeCodeGen):
     at run time; under torch.compile what flattens costs guards at every call: some tens of microseconds.
 
     Attributes:
-        checked: whether the code calls the module's ``input_check``, which it then must have. A compiler leaves the
-            call out while it traces: its own guards say for which inputs its code is valid.
+        checked: whether the code calls the module's ``input_check``, where the module has one: it has not if it was
+            made of this graph by hand. A compiler leaves the call out while it traces: its own guards say for which
+            inputs its code is valid.
     """
 
     def __init__(self, pytree_info: _PyTreeInfo, checked: bool = False) -> None:
@@ -26,9 +29,7 @@ class DialectCodeGen(_PyTreeCodeGen):
     def gen_var_bindings(self, fn_args: list[str], free_vars: list[str], expanded_def: bool) -> str:
         """What stands between the signature and the first node."""
         given = [name for name in self.pytree_info.orig_args if name != "self"]
-        check = (
-            f"\n    torch.compiler.is_compiling() or self.input_check(self, {_tuple(given)})" if self.checked else ""
-        )
+        check = f"\n    {_CHECK}: self.input_check(self, {_tuple(given)})" if self.checked else ""
         bare = [name.split(":")[0].split("#")[0].strip() for name in free_vars if name != "self"]
         if not _plain_inputs(self.pytree_info.in_spec) or len(bare) != len(given):
             return check + str(super().gen_var_bindings(fn_args, free_vars, expanded_def))

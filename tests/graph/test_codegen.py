@@ -83,3 +83,9 @@ def test_tracing_it_again_records_the_operations_alone() -> None:
     gm = capture(Answers(lambda a, b: a), (X,), {"y": Y})
     traced = fx.symbolic_trace(gm)
     assert [str(n.target) for n in traced.graph.nodes] == ["x", "y", "aten.add.Tensor", "output"]
+
+
+def test_a_module_made_of_the_graph_by_hand_has_no_check() -> None:
+    gm = capture(Answers(lambda a, b: a), (X,), {"y": Y})
+    by_hand = fx.GraphModule(gm, gm.graph)
+    assert torch.equal(by_hand(X, y=Y), X + Y)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import exprune_fx.ops
 from exprune_fx.errors import GuardError
+from exprune_fx.ops.dominance import tables_of
 from tests.ops.truths import CONVS, Conv, assert_close, double_conv_terms, elements_of, rounding
 
 ops = torch.ops.exprune
@@ -250,6 +251,8 @@ def _samples() -> dict[str, tuple[Any, ...]]:
     image, kernel, geometry = torch.randn(2, 6, 5, 5), torch.randn(4, 3, 3, 3), ([1, 1], [1, 1], [1, 1])
     pixels = torch.randn(2, 4, 5, 5)
     one = torch.rand(4)
+    made = tables_of(weight, one, [8], None, None)
+    tables = (made.codes, made.numbers, made.center, made.basis, made.slack)
     return {
         "partial_linear": (x, weight, 2, 5, c),
         "squares_linear": (x, weight, 2, 6, 2, None),
@@ -268,6 +271,9 @@ def _samples() -> dict[str, tuple[Any, ...]]:
         "finish_linear_relu": (x, weight, one, c, c, c < 0, 3, "relu"),
         "finish_conv_relu": (image, kernel, one, pixels, pixels, pixels < 0, *geometry, 2, 1, "relu6"),
         "gated_linear": (c.relu(), x, weight, one),
+        "guard_dominance": (x, weight, one, *tables, [8], [1.0], 1),
+        "finish_argmax": (x, weight, one, c < 0),
+        "finish_topk": (x, weight, one, c < -9, 2),
     }
 
 
