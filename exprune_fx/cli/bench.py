@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from exprune_fx.bench.running import run_subject
 from exprune_fx.bench.subject import RowSpec, Say
 from exprune_fx.bench.table import machine_text, sections
 from exprune_fx.bench.timing import QUICK, Schedule
+from exprune_fx.cli.shared import write_json
 from exprune_fx.report.terminal import section_renderable
 
 
@@ -56,8 +56,7 @@ def run_bench(specs: Sequence[RowSpec], settings: Settings, console: Console, sa
         row = _run_row(spec, machine, schedule, settings, _prefixed(say, label))
         rows.append(row)
         log.print(f"{label}: {row.ratio:.2f}x {row.best_dense}")
-        if settings.json_path is not None:
-            _write(settings.json_path, bench_json(machine, rows, _settings_json(settings, schedule)))
+        write_json(settings.json_path, bench_json(machine, rows, _settings_json(settings, schedule)))
     for section in sections(rows):
         console.print(section_renderable(section))
     return rows
@@ -74,7 +73,3 @@ def _prefixed(say: Say, label: str) -> Say:
 
 def _settings_json(settings: Settings, schedule: Schedule) -> dict[str, Any]:
     return {"quick": settings.quick, "lowered": settings.lower, "rounds": schedule.rounds, "slot_s": schedule.slot_s}
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ The search of the ExPrune paper (arXiv 2506.02210), open to our guard too, so th
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.request import HeadChoice, Request, check_request, check_stages
 from exprune_fx.errors import DataError, PlanError
+from exprune_fx.extras import optional_module
 from exprune_fx.guards import Calibrated
 from exprune_fx.plan import Plan
 from exprune_fx.tuning.budgets import BUDGETS, STAGES
@@ -263,11 +263,6 @@ class _Search:
 
 
 def _optuna() -> Any:
-    try:
-        optuna = importlib.import_module("optuna")  # an optional package
-    except ImportError as error:
-        raise DataError(
-            "a search over guards needs Optuna, which is not installed", hint="pip install 'exprune_fx[tune]'"
-        ) from error
+    optuna = optional_module("optuna", "a search over guards needs Optuna", "'exprune_fx[tune]'")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from exprune_fx.errors import DataError
+from exprune_fx.extras import optional_module
 from exprune_fx.tuning.report import Trial, pareto
 
 
@@ -42,10 +42,5 @@ def plot_front(trials: Sequence[Trial], path: str | PathLike[str], max_drop: flo
 
 
 def _figure() -> Any:
-    try:
-        figures = importlib.import_module("matplotlib.figure")  # an optional package
-    except ImportError as error:
-        raise DataError(
-            "drawing needs matplotlib, which is not installed", hint="pip install 'exprune_fx[tune]'"
-        ) from error
+    figures = optional_module("matplotlib.figure", "drawing needs matplotlib", "'exprune_fx[tune]'")
     return figures.Figure(figsize=(6.4, 4.2), layout="constrained")

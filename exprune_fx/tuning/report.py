@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from exprune_fx.tuning.score import Score, drop_interval
 
@@ -117,9 +117,24 @@ class OptimizeReport:
         return "\n".join(lines)
 
 
-def pareto(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+class Found(Protocol):
+    """What was tried and counted."""
+
+    @property
+    def fraction_removed(self) -> float:
+        """Share of all FLOPs."""
+
+    @property
+    def score(self) -> float:
+        """The metric, higher is better."""
+
+
+FoundT = TypeVar("FoundT", bound=Found)
+
+
+def pareto(trials: Sequence[FoundT]) -> tuple[FoundT, ...]:
     """Those that no other one beats in both FLOPs and score, by rising FLOPs removed."""
-    best: list[Trial] = []
+    best: list[FoundT] = []
     for trial in sorted(trials, key=lambda each: (-each.fraction_removed, -each.score)):
         if not best or trial.score > best[-1].score:
             best.append(trial)

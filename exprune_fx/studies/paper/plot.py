@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-from exprune_fx.errors import DataError
+from exprune_fx.extras import optional_module
 from exprune_fx.studies.paper.published import RANGES
 from exprune_fx.studies.paper.results import OURS, Curve, Reproduction
 from exprune_fx.studies.paper.search import front_of
@@ -25,10 +24,7 @@ def plot_reproduction(found: Reproduction, pruned: bool, path: Path) -> None:
     Raises:
         DataError: matplotlib is not installed.
     """
-    try:
-        figure_module = importlib.import_module("matplotlib.figure")  # an optional package
-    except ImportError as error:
-        raise DataError("--plot needs matplotlib, which is not installed", hint="pip install matplotlib") from error
+    figure_module = optional_module("matplotlib.figure", "--plot needs matplotlib", "matplotlib")
     figure = figure_module.Figure(figsize=(7.5, 5.2), layout="constrained")
     axes = figure.subplots()
     _draw_published(axes, pruned)

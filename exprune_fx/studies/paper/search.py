@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exprune_fx.errors import DataError
+from exprune_fx.extras import optional_module
+from exprune_fx.tuning.report import pareto
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,7 @@ def search_settings(
 
 
 def _optuna() -> Any:
-    try:
-        optuna = importlib.import_module("optuna")  # an optional package
-    except ImportError as error:
-        raise DataError(
-            "the paper's search needs Optuna, which is not installed", hint="pip install 'exprune_fx[studies]'"
-        ) from error
+    optuna = optional_module("optuna", "the paper's search needs Optuna", "'exprune_fx[studies]'")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -90,8 +85,4 @@ def chosen(trials: Sequence[Trial], dense_score: float, max_drop: float) -> Tria
 
 def front_of(trials: Sequence[Trial]) -> list[Trial]:
     """The settings that no other one beats in both score and FLOPs, the gentlest first."""
-    best: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (-t.fraction_removed, -t.score)):
-        if not trial.given_up and (not best or trial.score > best[-1].score):
-            best.append(trial)
-    return best[::-1]
+    return list(pareto([trial for trial in trials if not trial.given_up]))

@@ -8,7 +8,6 @@ type, stereo configuration and conjugation. A value that is not in a feature's l
 from __future__ import annotations
 
 import csv
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from exprune_fx.errors import DataError
+from exprune_fx.extras import optional_module
 
 OTHER = "other"
 CHIRALITY = ("CHI_UNSPECIFIED", "CHI_TETRAHEDRAL_CW", "CHI_TETRAHEDRAL_CCW", "CHI_OTHER", OTHER)
@@ -143,13 +143,8 @@ def graphs_of(smiles: Sequence[str]) -> Arrays:
 
 
 def _rdkit() -> tuple[Any, Any]:
-    try:
-        chem, base = importlib.import_module("rdkit.Chem"), importlib.import_module("rdkit.rdBase")  # optional
-    except ImportError as error:
-        raise DataError(
-            "molecules are read by rdkit, which is not installed", hint="pip install 'exprune_fx[studies]'"
-        ) from error
-    return chem, base
+    needed, install = "molecules are read by rdkit", "'exprune_fx[studies]'"
+    return optional_module("rdkit.Chem", needed, install), optional_module("rdkit.rdBase", needed, install)
 
 
 def _read(chem: Any, smiles: str) -> Any:

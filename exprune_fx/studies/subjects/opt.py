@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from exprune_fx.errors import DataError
+from exprune_fx.extras import optional_module
 from exprune_fx.studies.subjects import piqa
 from exprune_fx.studies.subjects.cifar import Sizes
 from exprune_fx.studies.subjects.metrics import TokenAccuracy
@@ -43,10 +43,7 @@ class Logits(nn.Module):
 
 
 def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")  # an optional package
-    except ImportError as error:
-        raise DataError("OPT needs transformers, which is not installed", hint="pip install transformers") from error
+    return optional_module("transformers", "OPT needs transformers", "transformers")
 
 
 # --- characters -------------------------------------------------------------------------------------------------------
