@@ -14,6 +14,7 @@ from exprune_fx.pass_manager import PassResult
 from exprune_fx.sites import Site
 from exprune_fx.staging import ROLE_KEY, SITE_KEY
 from exprune_fx.staging.arguments import arguments_of, in_order
+from exprune_fx.staging.holding import obstacle_in_tensors
 
 aten = torch.ops.aten
 exprune = torch.ops.exprune
@@ -143,8 +144,5 @@ def _without_residual(node: fx.Node) -> dict[str, Argument] | None:
 
 def _kernels_hold(found: _Match) -> bool:
     """Whether all that is joined is on the CPU and has one dtype that the kernels compute in."""
-    given = [*(value for name, value in found.given.items() if name != "limits"), found.linear]
-    values = [node.meta["val"] for node in given if isinstance(node, fx.Node)]
-    dtypes = {value.dtype for value in values}
-    on_cpu = all(value.device.type == "cpu" for value in values)
-    return on_cpu and len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16, torch.float16}
+    given = [value for name, value in found.given.items() if name != "limits"]
+    return not obstacle_in_tensors(found.linear, *given)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
@@ -24,11 +24,11 @@ from exprune_fx.ops.dominance import in_one_row
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
 from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
+from exprune_fx.staging.holding import obstacle_in_tensors
 
 _log = logging.getLogger(__name__)
 aten = torch.ops.aten
 exprune = torch.ops.exprune
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,7 @@ def _guard_of(finish: fx.Node) -> fx.Node | None:
 def _obstacle(finish: fx.Node) -> str:
     x, weight, bias = finish.args[:3]
     assert isinstance(weight, fx.Node)
-    value: Tensor = weight.meta["val"]
-    if value.dtype not in _DTYPES:
-        return f"its weight is {str(value.dtype).removeprefix('torch.')}, which no kernel computes in"
-    if value.device.type != "cpu":
-        return f"it is on {value.device}, and the kernels run on the CPU"
-    dtypes = {node.meta["val"].dtype for node in (x, weight, bias) if isinstance(node, fx.Node)}
-    return "" if len(dtypes) == 1 else "it mixes dtypes"
+    return obstacle_in_tensors(weight, x, bias)
 
 
 def _lower(gm: fx.GraphModule, finish: fx.Node, guard: fx.Node, made_by: str) -> None:

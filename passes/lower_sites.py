@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
@@ -22,10 +22,10 @@ from exprune_fx.graph.edits import (
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
 from exprune_fx.staging.arguments import in_order
+from exprune_fx.staging.holding import obstacle_in_tensors
 from exprune_fx.staging.readable import UNKNOWN, ReadableSite, read_site
 
 _log = logging.getLogger(__name__)
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,14 @@ def _is_due(node: fx.Node) -> bool:
 
 def obstacle(site: ReadableSite) -> str:
     """Why no kernel holds this site; "" if one does."""
-    weight: Tensor = site.weight.meta["val"]
-    if weight.dtype not in KERNEL_DTYPES:
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}, which no kernel computes in"
-    if weight.device.type != "cpu":
-        return f"it is on {weight.device}, and the kernels run on the CPU"
-    given = (site.x, site.bias, site.residual, site.down, site.up)
-    others = {node.meta["val"].dtype for node in given if node is not None} - {weight.dtype}
-    if others:
-        return f"it mixes {', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in {weight.dtype, *others}))}"
+    others = (site.x, site.bias, site.residual, site.down, site.up)
+    if reason := obstacle_in_tensors(site.weight, *others):
+        return reason
     if site.is_linear:
         return ""
-    if weight.dim() != 4:
-        return f"no kernel convolves in {weight.dim() - 2} dimensions"
+    dimensions = site.weight.meta["val"].dim() - 2
+    if dimensions != 2:
+        return f"no kernel convolves in {dimensions} dimensions"
     return "" if site.geometry[3] == 1 else "its convolution is grouped"
 
 
