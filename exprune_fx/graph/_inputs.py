@@ -71,6 +71,27 @@ def check_example(model: nn.Module, args: object, kwargs: Mapping[str, Any]) -> 
         seen[id(value)] = where
 
 
+def dense_layouts(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with tensors that skip or repeat memory, such as ``x[::2]``, as copies that do not.
+
+    torch.export would note the distance between their rows, and the graph would refuse inputs that lie otherwise.
+    Permuted ones (channels last) are given as they are.
+    """
+    if not any(_is_gappy(value) for value in pytree.tree_leaves((args, kwargs))):
+        return args, kwargs
+    return pytree.tree_map_only(_is_gappy, _copied, (args, kwargs))  # type: ignore[no-any-return] # it keeps the tree
+
+
+def _is_gappy(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return False
+    return torch.empty_like(value, device="meta").stride() != value.stride()  # which keeps what is dense
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
 def _show_path(path: Sequence[Any]) -> str:
     root = "args" if path[0].idx == 0 else "kwargs"
     return root + pytree.keystr(tuple(path[1:]))

@@ -14,7 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from exprune_fx.errors import CaptureError, ExpruneError
 from exprune_fx.graph._dialect import to_dialect
-from exprune_fx.graph._inputs import InputCheck, check_example, describe_inputs
+from exprune_fx.graph._inputs import InputCheck, check_example, dense_layouts, describe_inputs
 
 _aten = torch.ops.aten
 _DROPOUTS = {
@@ -69,6 +69,7 @@ def capture(
         program = _check_program(model, args, kwargs, dynamic_shapes)
     elif isinstance(model, nn.Module):
         check_example(model, args, kwargs)
+        args, kwargs = dense_layouts(args, kwargs)
         with _eval_mode(model), _attributes_kept(model):
             program = _export(model, args, kwargs, dynamic_shapes)
     else:

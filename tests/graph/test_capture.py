@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -229,6 +230,29 @@ def test_aliased_inputs_are_refused() -> None:
     x = torch.randn(4, 2)
     with pytest.raises(CaptureError, match=r"args\[0\] and args\[1\] are the same tensor.*\n.*clone"):
         capture(Guarded(), (x, x))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda x: torch.cat([x, x], 0)[::2],
+        lambda x: torch.cat([x, x], 1)[:, ::2],
+        lambda x: x[:1].expand(4, 6),
+        lambda x: x.t().contiguous().t(),
+    ],
+    ids=["every other row", "every other column", "one row repeated", "transposed"],
+)
+def test_how_an_example_lies_in_memory_binds_no_call(lie: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    gm = capture(model, (lie(x).requires_grad_(),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    for given in (x, lie(x), torch.cat([x, x, x])):
+        torch.testing.assert_close(gm(given), model(given))
+    kept = lie(x)
+    assert capture(model, (kept,))(kept).shape == (4, 2)
+    assert kept.stride() == lie(x).stride()
+    with pytest.raises(CaptureError, match="size 1"):
+        gm(torch.randn(4, 5))
 
 
 def test_a_parameter_as_input_is_refused() -> None:
