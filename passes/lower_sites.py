@@ -75,6 +75,8 @@ def obstacle(site: ReadableSite) -> str:
     dimensions = site.weight.meta["val"].dim() - 2
     if dimensions != 2:
         return f"no kernel convolves in {dimensions} dimensions"
+    if site.window:
+        return "no kernel compares neurons with their rivals in the windows of a max pool"
     return "" if site.geometry[3] == 1 else "its convolution is grouped"
 
 

@@ -64,6 +64,12 @@ def _check(entry: SitePlan, site: Site | None, pass_name: str) -> None:
         )
     if site.obstacle:
         raise PassError(f"{at} cannot be staged: {site.obstacle}", hint="leave it dense in the plan")
+    if entry.window and (site.pool is None or site.pool.kernel != entry.window):
+        raise PlanError(
+            f"{at}: the plan lets neurons be rivals in windows of {list(entry.window)}, and here "
+            + (f"they stand in windows of {list(site.pool.kernel)}" if site.pool else "no max pool alone reads them"),
+            hint="give the plan that was made for this model",
+        )
     if entry.stages[-1] >= site.terms and entry.head == "prefix":
         raise PlanError(f"{at} has {site.terms} terms, stages are {list(entry.stages)}", hint="stop before the last")
     if entry.head == "principal" and site.geometry is not None and site.geometry.groups > 1:

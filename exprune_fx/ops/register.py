@@ -34,6 +34,9 @@ _SCHEMAS: dict[Callable[..., Tensor | tuple[Tensor, Tensor]], str] = {
         "(Tensor partial, Tensor squares, Tensor? constant, int seen, int terms, float quantile)"
     ),
     reference.guard_calibrated: "(Tensor partial, Tensor? constant, Tensor thresholds)",
+    reference.guard_pooled: (
+        "(Tensor partial, Tensor? constant, Tensor thresholds, Tensor margins, int[] window, Tensor? stopped=None)"
+    ),
     reference.guard_bound: (
         "(Tensor partial, Tensor? constant, Tensor rest_weight_norm, Tensor rest_input_norm, Tensor weight_norm, "
         "Tensor input_norm, int elements)"

@@ -31,6 +31,9 @@ class SitePlan:
         alive_fraction: expected share of neurons that go on after each stage, on the calibration examples.
         fraction_removed: expected share of the site's dense FLOPs saved, overhead counted.
         timing: what was measured, where the objective is latency.
+        margins: [stages, out], for Calibrated where a max pool alone reads the site: how far below the largest of its
+            window a neuron may be and go on. At least 0; None where neurons are no rivals.
+        window: of that max pool, rows and columns; empty without margins.
     """
 
     site: str
@@ -45,6 +48,8 @@ class SitePlan:
     alive_fraction: tuple[float, ...] = ()
     fraction_removed: float = 0.0
     timing: SiteTiming | None = None
+    margins: Array | None = None
+    window: tuple[int, ...] = ()
 
     @property
     def is_staged(self) -> bool:
@@ -73,8 +78,23 @@ class SitePlan:
             if self.thresholds is None or self.thresholds.shape != expected:
                 found = None if self.thresholds is None else list(self.thresholds.shape)
                 raise PlanError(f"{at}: thresholds have shape {found}, not {list(expected)}", hint=AGAIN)
+        self._check_margins(at)
         if self.head == "principal" and (self.down is None or self.lift is None or len(self.stages) != 1):
             raise PlanError(f"{at}: a principal head needs its basis and exactly one rank", hint=AGAIN)
+
+    def _check_margins(self, at: str) -> None:
+        if self.margins is None and not self.window:
+            return
+        if self.margins is None or not isinstance(self.guard, Calibrated) or self.thresholds is None:
+            raise PlanError(
+                f"{at}: rivals in a window need margins and a Calibrated guard, not {self.guard}", hint=AGAIN
+            )
+        if self.margins.shape != self.thresholds.shape or len(self.window) != 2 or min(self.window) < 1:
+            found = f"margins {list(self.margins.shape)} in windows of {list(self.window)}"
+            raise PlanError(f"{at}: {found} beside thresholds {list(self.thresholds.shape)}", hint=AGAIN)
+        margins = self.margins.tensor()
+        if not bool((margins.isfinite() & (margins >= 0)).all()):
+            raise PlanError(f"{at}: its margins are not all finite and at least 0", hint=AGAIN)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -86,6 +106,8 @@ class SitePlan:
             "guard": self.guard.to_dict() if self.guard else None,
             "stages": list(self.stages),
             "thresholds": self.thresholds.to_dict() if self.thresholds else None,
+            "margins": self.margins.to_dict() if self.margins else None,
+            "window": list(self.window),
             "down": self.down.to_dict() if self.down else None,
             "lift": self.lift.to_dict() if self.lift else None,
             "alive_fraction": list(self.alive_fraction),
@@ -99,7 +121,8 @@ class SitePlan:
         if data["head"] not in get_args(Head):
             raise PlanError(f"plan of site {data['site']!r}: unknown head {data['head']!r}", hint=AGAIN)
         timing = data.get("timing")
-        arrays = {key: Array.from_dict(data[key]) if data[key] else None for key in ("thresholds", "down", "lift")}
+        names = ("thresholds", "margins", "down", "lift")
+        arrays = {name: Array.from_dict(data[name]) if data.get(name) else None for name in names}
         return cls(
             site=str(data["site"]),
             weight_shape=tuple(int(size) for size in data["weight_shape"]),
@@ -107,6 +130,7 @@ class SitePlan:
             reason=str(data["reason"]),
             guard=guard_from_dict(data["guard"]) if data["guard"] else None,
             stages=tuple(int(stage) for stage in data["stages"]),
+            window=tuple(int(size) for size in data.get("window", ())),
             alive_fraction=tuple(float(fraction) for fraction in data["alive_fraction"]),
             fraction_removed=float(data["fraction_removed"]),
             timing=SiteTiming.from_dict(timing) if timing else None,

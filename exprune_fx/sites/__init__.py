@@ -5,4 +5,5 @@ from exprune_fx.sites.heads import PredictionHead as PredictionHead
 from exprune_fx.sites.heads import find_heads as find_heads
 from exprune_fx.sites.site import ConvGeometry as ConvGeometry
 from exprune_fx.sites.site import GatedProjection as GatedProjection
+from exprune_fx.sites.site import PoolWindow as PoolWindow
 from exprune_fx.sites.site import Site as Site

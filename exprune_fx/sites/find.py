@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from exprune_fx.sites.nonnegative import is_nonnegative
+from exprune_fx.sites.pooled import pool_window
 from exprune_fx.sites.site import Activation, ConvGeometry, GatedProjection, Site, SiteKind
 from exprune_fx.symmetry import SymmetryReport, exchangeability, symmetries
 
@@ -265,6 +266,7 @@ def _make_site(
         input_group=verdict.group,
         output_group=_only_group(report, str(weight.target)),
         obstacle=_obstacle(chain, geometry, verdict.terms),
+        pool=pool_window(activation_node) if kind == "conv2d" else None,
     )
 
 

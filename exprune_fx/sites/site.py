@@ -29,6 +29,18 @@ class GatedProjection:
 
 
 @dataclass(frozen=True)
+class PoolWindow:
+    """The windows of a max pool that alone reads a site's activation; each pixel stands in one of them at most.
+
+    Of a window only the largest value is passed on: a neuron that others there exceed is as good as zero. A pixel that
+    stands in no window, in the rows or columns that the pool's size leaves over, is never read.
+    """
+
+    node: str
+    kernel: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Site:
     """A reduction, the activation it meets, and what is known of both.
 
@@ -47,6 +59,7 @@ class Site:
         residual: name of the node whose value is added before the activation, or None.
         input_nonnegative: the reduction's input is proved to be >= 0 everywhere.
         gated: the branch that this site's output gates, or None.
+        pool: the windows in which this site's neurons are rivals, or None.
         exchangeable: the terms are exchangeable.
         reason: why, or why not, in words.
         input_group: name of the symmetry group that the terms run over, or None.
@@ -73,6 +86,7 @@ class Site:
     input_group: str | None
     output_group: str | None
     obstacle: str = ""
+    pool: PoolWindow | None = None
 
     @property
     def out_features(self) -> int:

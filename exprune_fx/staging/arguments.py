@@ -10,14 +10,23 @@ from torch import fx
 
 
 def arguments_of(call: fx.Node) -> dict[str, Any]:
-    """What a fused operator's node is given, by name, in the schema's order."""
+    """What a fused operator's node is given, by name, in the schema's order; defaults for what it is not given."""
     assert isinstance(call.target, torch._ops.OpOverload)
-    return dict(zip(names_of(call.target), call.args, strict=True))
+    arguments = call.target._schema.arguments
+    given = [*call.args, *(argument.default_value for argument in arguments[len(call.args) :])]
+    return dict(zip(names_of(call.target), given, strict=True))
 
 
 def in_order(target: torch._ops.OpOverload, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an operator takes of what is given; every argument must be there."""
-    return tuple(given[name] for name in names_of(target))
+    """What an operator takes of what is given: every argument that has no default, and up to the last that needs none."""
+    arguments = list(target._schema.arguments)
+    while arguments and _may_be_left_out(arguments[-1], given):
+        arguments.pop()
+    return tuple(given[argument.name] for argument in arguments)
+
+
+def _may_be_left_out(argument: torch._C.Argument, given: Mapping[str, Any]) -> bool:
+    return argument.has_default_value() and given.get(argument.name) is argument.default_value
 
 
 def names_of(target: torch._ops.OpOverload) -> list[str]:

@@ -26,6 +26,7 @@ class Known:
         constant: the node of c, None where it is zero.
         factors: values of ``down`` and ``up``, for a principal head.
         input_norm: the node of the whole input's norm, for `Bound`.
+        stopped: the node of who stopped at an earlier stage, or None.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Known:
     constant: fx.Node | None
     factors: tuple[Tensor, Tensor] | None = None
     input_norm: fx.Node | None = None
+    stopped: fx.Node | None = None
 
 
 def guard_node(emit: Emitter, known: Known) -> fx.Node:
@@ -51,12 +53,22 @@ def guard_node(emit: Emitter, known: Known) -> fx.Node:
         rule = exprune.guard_stats_test if isinstance(guard, StatsTest) else exprune.guard_finite_population
         return emit.call(rule.default, known.partial, known.squares, known.constant, seen, terms, guard.quantile)
     if isinstance(guard, Calibrated):
-        assert emit.entry.thresholds is not None
-        thresholds = emit.bind_per_output(f"thresholds_{known.index}", emit.entry.thresholds.tensor()[known.index])
-        return emit.call(exprune.guard_calibrated.default, known.partial, known.constant, thresholds)
+        return _calibrated(emit, known)
     if isinstance(guard, Bound):
         return _bound(emit, known, 0 if known.factors else seen * emit.site.block)
     raise PassError(f"{emit.made_by}: site {emit.site.name!r}: no rewrite for guard {guard}", hint="plan another guard")
+
+
+def _calibrated(emit: Emitter, known: Known) -> fx.Node:
+    entry = emit.entry
+    assert entry.thresholds is not None
+    sums = (known.partial, known.constant)
+    thresholds = emit.bind_per_output(f"thresholds_{known.index}", entry.thresholds.tensor()[known.index])
+    if entry.margins is None:
+        return emit.call(exprune.guard_calibrated.default, *sums, thresholds)
+    margins = emit.bind_per_output(f"margins_{known.index}", entry.margins.tensor()[known.index])
+    window = list(entry.window)
+    return emit.call(exprune.guard_pooled.default, *sums, thresholds, margins, window, known.stopped)
 
 
 def _bound(emit: Emitter, known: Known, first: int) -> fx.Node:

@@ -36,6 +36,7 @@ class ReadableSite:
         guard: the stop rule as the fused operators name it.
         number: its threshold or quantile; 0 where it has none.
         limits: per stage, the nodes of its numbers per output.
+        window: of the max pool in which neurons are rivals, rows and columns; empty where they are none.
     """
 
     finish: fx.Node
@@ -52,6 +53,7 @@ class ReadableSite:
     guard: str = "none"
     number: float = 0.0
     limits: tuple[tuple[fx.Node, ...], ...] = ()
+    window: tuple[int, ...] = ()
 
     @property
     def is_linear(self) -> bool:
@@ -143,10 +145,15 @@ def _with_guard(site: ReadableSite, guards: list[fx.Node]) -> ReadableSite | Non
     if first is None or any(each is None for each in found):
         return None
     rows = tuple(each.limits[0] for each in found if each is not None and each.limits)
-    if any(each is not None and (each.block, each.number) != (first.block, first.number) for each in found):
+    if any(each is not None and _numbers(each) != _numbers(first) for each in found):
         return None
     stages = tuple(stage // first.block for stage in site.stages) if site.down is None else site.stages
     return replace(first, limits=rows, stages=stages)
+
+
+def _numbers(site: ReadableSite) -> tuple[object, ...]:
+    """What one rule has for all stages."""
+    return site.block, site.number, site.window
 
 
 def _is_constant(site: ReadableSite, node: object) -> bool:
@@ -203,6 +210,24 @@ def _calibrated(site: ReadableSite, guard: fx.Node, index: int) -> ReadableSite 
     return replace(site, guard="calibrated", limits=((thresholds,),))
 
 
+def _pooled(site: ReadableSite, guard: fx.Node, index: int) -> ReadableSite | None:
+    _, constant, thresholds, margins, window, earlier = guard.args
+    if not (isinstance(thresholds, fx.Node) and isinstance(margins, fx.Node) and isinstance(window, list | tuple)):
+        return None
+    if not (_is_constant(site, constant) and thresholds.op == margins.op == "get_attr"):
+        return None
+    if earlier is not _stopped_before(guard, index):
+        return None
+    sizes = tuple(size for size in window if isinstance(size, int))
+    return replace(site, guard="pooled", limits=((thresholds, margins),), window=sizes)
+
+
+def _stopped_before(guard: fx.Node, index: int) -> object:
+    """Who had stopped before this guard's stage: what it is joined with; None at the first stage."""
+    joined = [user for user in guard.users if is_call(user, aten.logical_or.default) and user.args[1] is guard]
+    return joined[0].args[0] if index and len(joined) == 1 else None
+
+
 def _bound(site: ReadableSite, guard: fx.Node, index: int) -> ReadableSite | None:
     _, constant, rest, rest_input, whole, whole_input, elements = guard.args
     first = site.stages[index] if site.down is None else 0
@@ -233,5 +258,6 @@ _READERS: dict[object, Callable[[ReadableSite, fx.Node, int], ReadableSite | Non
     exprune.guard_stats_test.default: _statistical("stats_test"),
     exprune.guard_finite_population.default: _statistical("finite_population"),
     exprune.guard_calibrated.default: _calibrated,
+    exprune.guard_pooled.default: _pooled,
     exprune.guard_bound.default: _bound,
 }

@@ -58,7 +58,7 @@ def _prefix(emit: Emitter, constant: fx.Node | None, whole: fx.Node | None) -> H
         partial = emit.call_by_kind("partial_{}", *read, partial)
         if guard is not None and guard.needs_squares:
             squares = emit.call_by_kind("squares_{}", *read, *per_term, squares)
-        stopped = _stopped(emit, Known(index, partial, squares, constant, None, whole), stopped)
+        stopped = _stopped(emit, Known(index, partial, squares, constant, None, whole, stopped))
         start = seen * block
     assert stopped is not None
     return partial, stopped, start
@@ -75,14 +75,14 @@ def _principal(emit: Emitter, constant: fx.Node | None, whole: fx.Node | None) -
     partial = emit.call_by_kind(
         "principal_{}", emit.x, emit.bind("principal_down", down), emit.bind("principal_up", up), *walk
     )
-    return None, _stopped(emit, Known(0, partial, None, constant, (down, up), whole), None), 0
+    return None, _stopped(emit, Known(0, partial, None, constant, (down, up), whole)), 0
 
 
-def _stopped(emit: Emitter, known: Known, earlier: fx.Node | None) -> fx.Node:
+def _stopped(emit: Emitter, known: Known) -> fx.Node:
     """Who has stopped after this stage, here or before."""
     stopped = guard_node(emit, known)
-    if earlier is not None:
-        stopped = emit.call(torch.ops.aten.logical_or.default, earlier, stopped)
+    if known.stopped is not None:
+        stopped = emit.call(torch.ops.aten.logical_or.default, known.stopped, stopped)
     emit.mark(stopped, "stopped")
     stopped.meta[STAGE_KEY] = known.index
     return stopped

@@ -143,7 +143,7 @@ def test_a_saved_plan_loads(tmp_path: Path) -> None:
     plan.save(path)
     assert Plan.load(path) == plan
     assert Plan.load(str(path)) == plan
-    assert json.loads(path.read_text())["version"] == 3
+    assert json.loads(path.read_text())["version"] == 4
     assert os.listdir(tmp_path) == ["plan.json"], "nothing else is left behind"
 
 
@@ -189,7 +189,7 @@ def test_what_is_no_plan_is_refused(data: object) -> None:
         Plan.from_dict(data)
 
 
-@pytest.mark.parametrize("version", [0, 4, None, "1"])
+@pytest.mark.parametrize("version", [0, 5, None, "1"])
 def test_another_version_is_refused(version: object) -> None:
     with pytest.raises(PlanError, match=rf"format version {version!r}, this library reads 1"):
         Plan.from_dict({**Plan().to_dict(), "version": version})
@@ -200,8 +200,40 @@ def test_a_file_of_the_first_version_is_read() -> None:
     data = {**plan.to_dict(), "version": 1}
     del data["machine"]
     for entry in data["sites"]:
-        del entry["timing"]
+        del entry["timing"], entry["margins"], entry["window"]
     assert Plan.from_dict(data) == plan
+
+
+def _rivals(**changes: Any) -> SitePlan:
+    margins = Array.of(torch.tensor([[0.0, 1.5, 3e38, 0.25], [1.0, 0.0, 2.0, 3.0]]))
+    return replace(_calibrated(), **{"margins": margins, "window": (2, 3), **changes})
+
+
+def test_rivals_in_windows_survive_json() -> None:
+    plan = Plan((_rivals(),))
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": ()}, "in windows of "),
+        ({"window": (2,)}, "in windows of "),
+        ({"window": (2, 0)}, "in windows of "),
+        ({"margins": None}, "need margins"),
+        (
+            {"margins": Array.of(torch.zeros(1, 4))},
+            r"margins \[1, 4\] in windows of \[2, 3\] beside thresholds \[2, 4\]",
+        ),
+        ({"margins": Array.of(torch.full((2, 4), -1e-3))}, "not all finite and at least 0"),
+        ({"margins": Array.of(torch.full((2, 4), torch.inf))}, "not all finite and at least 0"),
+        ({"margins": Array.of(torch.full((2, 4), torch.nan))}, "not all finite and at least 0"),
+        ({"guard": Bound(), "thresholds": None}, r"a Calibrated guard, not Bound\(\)"),
+    ],
+)
+def test_margins_that_are_none_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        _rivals(**changes)
 
 
 def _timed() -> SiteTiming:

@@ -22,10 +22,12 @@ from exprune_fx.ops.reference.finish import gated_linear as gated_linear
 from exprune_fx.ops.reference.rules import guard_bound as guard_bound
 from exprune_fx.ops.reference.rules import guard_calibrated as guard_calibrated
 from exprune_fx.ops.reference.rules import guard_finite_population as guard_finite_population
+from exprune_fx.ops.reference.rules import guard_pooled as guard_pooled
 from exprune_fx.ops.reference.rules import guard_stats_test as guard_stats_test
 from exprune_fx.ops.reference.rules import guard_threshold as guard_threshold
 from exprune_fx.ops.reference.rules import input_norm_conv as input_norm_conv
 from exprune_fx.ops.reference.rules import input_norm_linear as input_norm_linear
+from exprune_fx.ops.reference.rules import window_largest as window_largest
 from exprune_fx.ops.reference.sums import constant_term as constant_term
 from exprune_fx.ops.reference.sums import partial_conv as partial_conv
 from exprune_fx.ops.reference.sums import partial_linear as partial_linear

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from exprune_fx.ops.reference.walk import channels, convolve, wide
@@ -50,6 +51,43 @@ def guard_finite_population(
 def guard_calibrated(partial: Tensor, constant: Tensor | None, thresholds: Tensor) -> Tensor:
     """``S + c < t_j``; ``thresholds`` broadcasts against ``partial``: [out] or [out, 1, 1]."""
     return _plus(partial, constant) < thresholds
+
+
+def guard_pooled(
+    partial: Tensor,
+    constant: Tensor | None,
+    thresholds: Tensor,
+    margins: Tensor,
+    window: list[int],
+    stopped: Tensor | None = None,
+) -> Tensor:
+    """``h < t_j`` or ``h < R - m_j``, with ``h = S + c`` and R its largest value in the pixel's window of a max pool.
+
+    Whoever leads its window is stopped by its threshold alone, and who stands in no window is stopped.
+
+    Args:
+        partial: [N, out, H, W].
+        constant: broadcasts against ``partial``, or None.
+        thresholds: [out, 1, 1].
+        margins: [out, 1, 1], at least 0 and finite.
+        window: rows and columns; windows lie side by side from the first pixel on.
+        stopped: bool [N, out, H, W], who has stopped before: it is nobody's rival. None is nobody.
+
+    Returns:
+        bool [N, out, H, W], earlier stops aside.
+    """
+    known = _plus(partial, constant)
+    rivals = known if stopped is None else known.masked_fill(stopped, -math.inf)
+    return (known < thresholds) | (known < window_largest(rivals, window) - margins)
+
+
+def window_largest(values: Tensor, window: list[int]) -> Tensor:
+    """For each pixel the largest value in its window: [N, C, H, W] -> [N, C, H, W]; infinity where it has none."""
+    rows, columns = window
+    largest = F.max_pool2d(values, window)
+    spread = largest[:, :, :, None, :, None].expand(-1, -1, -1, rows, -1, columns).flatten(4, 5).flatten(2, 3)
+    left = (values.shape[-2] - spread.shape[-2], values.shape[-1] - spread.shape[-1])
+    return F.pad(spread, (0, left[1], 0, left[0]), value=math.inf)
 
 
 def guard_bound(
