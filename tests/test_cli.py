@@ -9,7 +9,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.export import export, save
 from typer.testing import CliRunner
 
+from exprune_fx import zoo
+from exprune_fx.bench import vgg
+from exprune_fx.cli import names
 from exprune_fx.cli.app import app
+from exprune_fx.cli.experiment import EXPERIMENTS
+from exprune_fx.cli.reproduce import DEFAULT_SIZES
+from exprune_fx.static.folding import Constants
+from exprune_fx.static.select import Ranking
 from tests.report import tiny
 
 HERE = "tests.test_cli"
@@ -66,6 +73,25 @@ def test_the_console_script_runs() -> None:
         check=True,
     )
     assert done.stdout == f"exprune_fx {version('exprune_fx')}\n"
+
+
+@pytest.mark.parametrize("asked", [["--version"], ["--help"], ["reproduce", "--help"], ["explain"]], ids=" ".join)
+def test_what_runs_no_model_imports_no_torch(asked: list[str]) -> None:
+    """``--version`` and ``--help``, and a call that is wrong, answer at once."""
+    code = (
+        "import sys\nfrom exprune_fx.cli import main\ntry:\n    main()\nfinally:\n    sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout or done.stderr
+
+
+def test_what_help_lists_is_what_there_is() -> None:
+    assert set(names.SHIPPED) == set(zoo.names())
+    assert names.CLASSIFIERS[-1] == vgg.NAME
+    assert set(names.EXPERIMENTS) == set(EXPERIMENTS)
+    assert set(names.SUBJECTS) == set(DEFAULT_SIZES)
+    assert (get_args(Ranking), get_args(Constants)) == (names.RANKINGS, names.CONSTANTS)
 
 
 @pytest.mark.parametrize("args", [["explain"], ["demo", "--budget", "many"], ["no-such-command"]])

@@ -35,11 +35,8 @@ FUNCTIONS = {
 
 
 def public() -> dict[str, object]:
-    return {
-        name: value
-        for name, value in vars(exprune_fx).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
+    names = [name for name in dir(exprune_fx) if not name.startswith("_") and name != "TYPE_CHECKING"]
+    return {name: value for name in names if not inspect.ismodule(value := getattr(exprune_fx, name))}
 
 
 def test_the_functions_are_these() -> None:
@@ -67,7 +64,19 @@ def test_the_version_is_the_installed_one() -> None:
 
 
 def test_importing_loads_nothing_optional() -> None:
-    code = "import sys, exprune_fx; print([m for m in ('transformers', 'torch_geometric', 'matplotlib', 'scipy', "
+    code = "import sys; from exprune_fx import *; assert capture; print([m for m in ('transformers', 'torch_geometric', 'matplotlib', 'scipy', "
     code += "'typer', 'nbformat') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_star_import_gives_what_is_public() -> None:
+    namespace: dict[str, object] = {}
+    exec("from exprune_fx import *", namespace)
+    assert {name for name in namespace if not name.startswith("_")} == public().keys()
+
+
+def test_modules_are_attributes_and_other_names_are_not() -> None:
+    code = "import exprune_fx; print(exprune_fx.guards.Bound is exprune_fx.Bound, hasattr(exprune_fx, 'nonsense'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

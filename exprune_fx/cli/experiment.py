@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exprune_fx import zoo
 from exprune_fx.bench import vgg
+from exprune_fx.cli.names import CLASSIFIERS
 from exprune_fx.errors import DataError
 from exprune_fx.report.layout import Section
 from exprune_fx.static import Criterion, Expressiveness, Hybrid
@@ -28,7 +28,6 @@ from exprune_fx.studies.subjects.training import Recipe
 Say = Callable[[str], None]
 Save = Callable[[dict[str, Any]], None]
 PEER_IMAGE = 64
-CLASSIFIERS = (*zoo.names(), vgg.NAME)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exprune_fx.cli.names import SUBJECTS
 from exprune_fx.errors import DataError
 from exprune_fx.studies.subjects import Subject, gcn_hiv, opt, pruned_vgg11, resnet18, vgg11
 from exprune_fx.studies.subjects.cifar import Sizes
 from exprune_fx.studies.subjects.training import Say
 
-SUBJECTS = (vgg11.NAME, resnet18.NAME, gcn_hiv.NAME, opt.NAME, pruned_vgg11.NAME)
 DEFAULT_SIZES = {
     vgg11.NAME: Sizes(1000, 1000, 10_000),
     resnet18.NAME: Sizes(1000, 2000, 10_000),
@@ -26,7 +26,7 @@ class Wanted:
     """The subject's options.
 
     Attributes:
-        name: one of `SUBJECTS`.
+        name: one of `exprune_fx.cli.names.SUBJECTS`.
         data_dir: folder of data sets.
         weights: file of the subject's weights, read or written.
         dense_weights: file of the weights that pruned-vgg11 begins with.

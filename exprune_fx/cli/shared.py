@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
 from rich.console import Console
 
@@ -20,6 +19,17 @@ FAILED, USAGE = 1, 2
 
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+ModelsOption = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model; may be repeated.")
+]
+RankingOption = Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")]
+CheckpointsOption = Annotated[
+    Path | None, typer.Option("--checkpoints", metavar="DIR", help="Folder of trained weights, for VGG11-BN.")
+]
+_DATA_DIR = typer.Option("--data-dir", metavar="DIR", help="Folder of the data sets.")
+DataDirOption = Annotated[Path | None, _DATA_DIR]
+RequiredDataDirOption = Annotated[Path, _DATA_DIR]
 ShapesOption = Annotated[
     list[str] | None,
     typer.Option("--input-shape", metavar="N,C,...", help="Shape of an input; repeat for each; float32 noise."),
@@ -53,9 +63,21 @@ def output_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
+def check_one_of(option: str, value: str, names: Sequence[str]) -> None:
+    """A choice.
+
+    Raises:
+        UsageError: the value is none of the names.
+    """
+    if value not in names:
+        raise UsageError(f"{option} {value!r} is none of {', '.join(names)}")
+
+
 def set_threads(threads: int | None) -> None:
     """Of torch; as it is where None."""
     if threads is not None:
+        import torch  # noqa: PLC0415 - not for --help: it takes seconds
+
         torch.set_num_threads(threads)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +27,7 @@ from exprune_fx.static import (
     shrink,
 )
 from exprune_fx.static.folding import Constants
-
-CRITERIA = ("expressiveness", "magnitude", "taylor", "bn-scale", "hybrid", "random")
-Ranking = Literal["global", "layer"]
+from exprune_fx.static.select import Ranking
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Wanted:
     """What the command line asks for; see ``exprune_fx.shrink``.
 
     Attributes:
-        criterion: one of CRITERIA.
+        criterion: one of `exprune_fx.cli.names.CRITERIA`.
         a: weight of magnitude in hybrid.
         target_flops: the fraction of FLOPs that may remain, or None.
         target_params: the fraction of parameters that may remain, or None.

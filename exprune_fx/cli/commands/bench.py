@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from exprune_fx.bench.selection import DTYPES, select_rows
-from exprune_fx.cli.bench import Settings, run_bench
 from exprune_fx.cli.shared import (
+    CheckpointsOption,
+    DataDirOption,
     JsonOption,
+    ModelsOption,
     ThreadsOption,
-    UsageError,
     check_budget,
+    check_one_of,
     check_writable,
     failures,
     output_console,
@@ -22,9 +22,7 @@ from exprune_fx.cli.shared import (
 
 
 def bench(
-    model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model; may be repeated.")
-    ] = None,
+    model: ModelsOption = None,
     rows: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,12 +35,8 @@ def bench(
     ] = None,
     threads: ThreadsOption = None,
     json_path: JsonOption = None,
-    checkpoints: Annotated[
-        Path | None, typer.Option("--checkpoints", metavar="DIR", help="Folder of trained weights, for VGG11-BN.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of CIFAR-10 and Fashion-MNIST.")
-    ] = None,
+    checkpoints: CheckpointsOption = None,
+    data_dir: DataDirOption = None,
     budget: Annotated[
         float,
         typer.Option("--budget", help="Share of each neuron's energy that stopping may lose, for models with data."),
@@ -60,9 +54,11 @@ def bench(
     with failures():
         check_budget(budget)
         check_writable(json_path)
+        from exprune_fx.bench.selection import DTYPES, select_rows
+        from exprune_fx.cli.bench import Settings, run_bench
+
         for name in dtype or ():
-            if name not in DTYPES:
-                raise UsageError(f"--dtype {name!r} is none of {', '.join(DTYPES)}")
+            check_one_of("--dtype", name, tuple(DTYPES))
         specs = select_rows(
             rows or (),
             model or (),

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from exprune_fx.cli import demo as demonstration
-from exprune_fx.cli.demo_report import demo_json, print_data, print_model
 from exprune_fx.cli.shared import (
     JsonOption,
+    ModelsOption,
     ThreadsOption,
     check_budget,
     check_writable,
@@ -23,9 +22,7 @@ from exprune_fx.cli.shared import (
 
 
 def demo(
-    model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model; may be repeated.")
-    ] = None,
+    model: ModelsOption = None,
     budget: Annotated[
         float, typer.Option("--budget", help="Share of each neuron's energy that stopping may lose on calibration.")
     ] = 0.01,
@@ -49,6 +46,9 @@ def demo(
         check_budget(budget)
         check_writable(json_path)
         set_threads(threads)
+        from exprune_fx.cli import demo as demonstration
+        from exprune_fx.cli.demo_report import demo_json, print_data, print_model
+
         names = demonstration.check_names(model)
         console = output_console()
         data = demonstration.load_data(data_dir)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from exprune_fx.cli.experiment import CLASSIFIERS, EXPERIMENTS, Wanted, run_experiment
+from exprune_fx.cli.names import CLASSIFIERS, CONSTANTS, EXPERIMENTS, OBJECTIVES, RANKINGS
 from exprune_fx.cli.shared import (
+    CheckpointsOption,
+    DataDirOption,
     JsonOption,
+    RankingOption,
+    SeedOption,
     ThreadsOption,
     UsageError,
     check_budget,
+    check_one_of,
     check_writable,
     failures,
     output_console,
@@ -21,9 +25,6 @@ from exprune_fx.cli.shared import (
     write_json,
     written_by,
 )
-from exprune_fx.report.terminal import section_renderable
-from exprune_fx.static.folding import Constants
-from exprune_fx.static.select import Ranking
 
 
 def experiment(
@@ -32,12 +33,8 @@ def experiment(
         list[str] | None,
         typer.Option("--model", metavar="NAME", help=f"Only this one, such as {', '.join(CLASSIFIERS)}; may repeat."),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of CIFAR-10 and Fashion-MNIST.")
-    ] = None,
-    checkpoints: Annotated[
-        Path | None, typer.Option("--checkpoints", metavar="DIR", help="Folder of trained weights, for VGG11-BN.")
-    ] = None,
+    data_dir: DataDirOption = None,
+    checkpoints: CheckpointsOption = None,
     removed: Annotated[
         list[float] | None,
         typer.Option("--removed", metavar="FRACTION", help="Of the parameters, a point of the curves; may repeat."),
@@ -45,7 +42,7 @@ def experiment(
     criterion: Annotated[
         list[str] | None, typer.Option("--criterion", metavar="NAME", help="Curves of this one only; may repeat.")
     ] = None,
-    ranking: Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")] = "global",
+    ranking: RankingOption = "global",
     constants: Annotated[str, typer.Option("--constants", help="exact, mean or drop; see shrink.")] = "exact",
     tune: Annotated[int, typer.Option("--tune", min=0, help="Images to fine-tune on; 0 for none.")] = 3000,
     peak_lr: Annotated[float, typer.Option("--peak-lr", help="Highest learning rate of the fine-tuning.")] = 0.005,
@@ -57,7 +54,7 @@ def experiment(
     ] = 0.01,
     objective: Annotated[str, typer.Option("--objective", help="Of staging: flops or latency.")] = "flops",
     test: Annotated[int, typer.Option("--test", min=1, help="Images to judge on.")] = 10000,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    seed: SeedOption = 0,
     json_path: JsonOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -71,13 +68,17 @@ def experiment(
         if name not in EXPERIMENTS:
             raise UsageError(f"no experiment is called {name!r}: use one of {', '.join(EXPERIMENTS)}")
         check_budget(budget)
-        if objective not in ("flops", "latency"):
-            raise UsageError(f"--objective {objective!r} is neither flops nor latency")
-        if ranking not in ("global", "layer") or constants not in ("exact", "mean", "drop"):
-            raise UsageError("--ranking is global or layer, and --constants exact, mean or drop")
+        check_one_of("--objective", objective, OBJECTIVES)
+        check_one_of("--ranking", ranking, RANKINGS)
+        check_one_of("--constants", constants, CONSTANTS)
         points = tuple(removed or (0.3, 0.5, 0.7))
         if not all(0 < fraction < 1 for fraction in points):
             raise UsageError("--removed takes fractions between 0 and 1")
+        from exprune_fx.cli.experiment import Wanted, run_experiment
+        from exprune_fx.report.terminal import section_renderable
+        from exprune_fx.static.folding import Constants
+        from exprune_fx.static.select import Ranking
+
         wanted = Wanted(
             models=tuple(model or ()),
             data_dir=data_dir,

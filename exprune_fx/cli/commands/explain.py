@@ -22,7 +22,6 @@ from exprune_fx.cli.shared import (
     write_json,
     written_by,
 )
-from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name
 
 
 def explain(
@@ -51,6 +50,8 @@ def explain(
         check_budget(budget)
         check_writable(html, json_path)
         set_threads(threads)
+        from exprune_fx.cli.subject import explain_subject, find_subject, is_model_name
+
         shapes = [parse_shape(text) for text in input_shape or []]
         if not is_model_name(model):
             raise UsageError(f"{model!r} names no model: give package.module:callable, a .pt2 file, or a shipped model")

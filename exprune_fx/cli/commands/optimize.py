@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from exprune_fx.cli.optimize import Wanted, optimize_named
 from exprune_fx.cli.shared import (
     JsonOption,
     ThreadsOption,
@@ -20,7 +19,6 @@ from exprune_fx.cli.shared import (
     write_json,
     written_by,
 )
-from exprune_fx.cli.subject import is_model_name
 
 
 def optimize(
@@ -55,6 +53,9 @@ def optimize(
     with failures():
         check_writable(study, plan, plot, json_path)
         set_threads(threads)
+        from exprune_fx.cli.optimize import Wanted, optimize_named
+        from exprune_fx.cli.subject import is_model_name
+
         if not is_model_name(model) or model.endswith(".pt2"):
             raise UsageError(f"{model!r} names no model: give package.module:callable, or a shipped model")
         let_import_from_here()

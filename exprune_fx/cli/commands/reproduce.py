@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from exprune_fx.cli.reproduce import SUBJECTS, Wanted, make_subject
+from exprune_fx.cli.names import SUBJECTS
 from exprune_fx.cli.shared import (
     JsonOption,
+    RequiredDataDirOption,
+    SeedOption,
     ThreadsOption,
     UsageError,
     check_writable,
@@ -20,15 +22,11 @@ from exprune_fx.cli.shared import (
     write_json,
     written_by,
 )
-from exprune_fx.studies.paper.plot import plot_reproduction
-from exprune_fx.studies.paper.run import Settings
-from exprune_fx.studies.paper.run import reproduce as run_reproduction
-from exprune_fx.studies.paper.table import reproduction_table
 
 
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="SUBJECT", help=f"One of {', '.join(SUBJECTS)}.")],
-    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of the data sets.")],
+    data_dir: RequiredDataDirOption,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", metavar="FILE", help="Of the model; what is trained here is written there first."),
@@ -49,7 +47,7 @@ def reproduce(
     train_images: Annotated[
         int | None, typer.Option("--train-images", min=4, help="Of CIFAR-10, in each epoch; by default all 40,000.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    seed: SeedOption = 0,
     study: Annotated[
         Path | None,
         typer.Option("--study", metavar="DIR", help="Keeps every evaluation; a second run goes on from it."),
@@ -71,6 +69,12 @@ def reproduce(
             raise UsageError(f"there is no subject {name!r}: give one of {', '.join(SUBJECTS)}")
         check_writable(weights, json_path, plot)
         set_threads(threads)
+        from exprune_fx.cli.reproduce import Wanted, make_subject
+        from exprune_fx.studies.paper.plot import plot_reproduction
+        from exprune_fx.studies.paper.run import Settings
+        from exprune_fx.studies.paper.run import reproduce as run_reproduction
+        from exprune_fx.studies.paper.table import reproduction_table
+
         wanted = Wanted(
             name,
             data_dir,

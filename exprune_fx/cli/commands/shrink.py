@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, cast
 
 import typer
 
+from exprune_fx.cli.names import CONSTANTS, CRITERIA, RANKINGS
 from exprune_fx.cli.shared import (
     JsonOption,
+    RankingOption,
     ShapesOption,
     ThreadsOption,
     UsageError,
+    check_one_of,
     check_writable,
     failures,
     let_import_from_here,
@@ -21,9 +24,6 @@ from exprune_fx.cli.shared import (
     write_json,
     written_by,
 )
-from exprune_fx.cli.shrink import CRITERIA, Ranking, Wanted, shrink_named
-from exprune_fx.cli.subject import is_model_name
-from exprune_fx.static.folding import Constants
 
 
 def shrink(
@@ -43,7 +43,7 @@ def shrink(
     fraction_removed: Annotated[
         float | None, typer.Option("--fraction-removed", help="Fraction of channels, neurons and heads that go.")
     ] = None,
-    ranking: Annotated[str, typer.Option("--ranking", help="global; layer: the same fraction everywhere.")] = "global",
+    ranking: RankingOption = "global",
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore", metavar="NAME", help="Module, parameter or group to leave whole.")
     ] = None,
@@ -67,15 +67,19 @@ def shrink(
         check_writable(plan, weights, json_path)
         set_threads(threads)
         shapes = [parse_shape(text) for text in input_shape or []]
-        if criterion not in CRITERIA or ranking not in ("global", "layer") or len(given) != 1:
-            raise UsageError(
-                f"give one target, a criterion of {', '.join(CRITERIA)}, and global or layer as the ranking"
-            )
+        check_one_of("--criterion", criterion, CRITERIA)
+        check_one_of("--ranking", ranking, RANKINGS)
+        check_one_of("--constants", constants, CONSTANTS)
+        if len(given) != 1:
+            raise UsageError("give one of --target-flops, --target-params and --fraction-removed")
+        from exprune_fx.cli.shrink import Wanted, shrink_named
+        from exprune_fx.cli.subject import is_model_name
+        from exprune_fx.static.folding import Constants
+        from exprune_fx.static.select import Ranking
+
         if not is_model_name(model) or model.endswith(".pt2"):
             raise UsageError(f"{model!r} names no module: give package.module:callable or a shipped model")
         let_import_from_here()
-        if constants not in get_args(Constants):
-            raise UsageError(f"--constants {constants!r} is none of {', '.join(get_args(Constants))}")
         wanted = Wanted(
             criterion=criterion,
             a=a,

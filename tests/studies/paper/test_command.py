@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from exprune_fx.cli.app import app
-from exprune_fx.cli.reproduce import SUBJECTS, Wanted, make_subject
+from exprune_fx.cli.names import SUBJECTS
+from exprune_fx.cli.reproduce import Wanted, make_subject
 from exprune_fx.errors import DataError
 from exprune_fx.studies.paper.run import Settings
 from exprune_fx.studies.subjects.training import Say
@@ -42,7 +43,7 @@ def test_figures_are_printed_written_and_drawn(tmp_path: Path, monkeypatch: pyte
         say("made")
         return tiny_subject()
 
-    monkeypatch.setattr("exprune_fx.cli.commands.reproduce.make_subject", make)
+    monkeypatch.setattr("exprune_fx.cli.reproduce.make_subject", make)
     monkeypatch.setattr(Settings, "drops", (0.2,))
     files = ["--json", str(tmp_path / "f.json"), "--plot", str(tmp_path / "f.svg"), "--study", str(tmp_path / "s")]
     numbers = ["--trials", "2", "--selection", "7", "--seed", "3"]

@@ -33,7 +33,7 @@ def test_a_tiny_run_prints_tables_and_writes_json(tmp_path: Path, monkeypatch: p
     [
         (["nothing"], 2, "no experiment is called 'nothing'"),
         (["curves", "--removed", "1.5"], 2, "fractions between 0 and 1"),
-        (["curves", "--ranking", "best"], 2, "--ranking is global or layer"),
+        (["curves", "--ranking", "best"], 2, "--ranking 'best' is none of global, layer"),
         (["ranks", "--model", "vgg_fashion"], 1, "give --data-dir"),
         (["ranks", "--model", "vgg11_bn_cifar10", "--data-dir", "."], 1, "give --checkpoints"),
         (["curves", "--model", "lenet"], 1, "no classifier is called 'lenet'"),
