@@ -114,7 +114,7 @@ def assert_dense_winners(case: Case, values: Tensor | None, indices: Tensor) -> 
         assert ((values.double() - chosen).abs() <= tolerance).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=min(60, settings().max_examples), deadline=None)
 @given(case=cases())
 def test_the_winners_are_those_of_float64_up_to_rounding(case: Case) -> None:
     values, indices = ops.staged_topk(*case.arguments(), case.winners)
@@ -123,7 +123,7 @@ def test_the_winners_are_those_of_float64_up_to_rounding(case: Case) -> None:
     assert torch.equal(first, indices[..., 0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=min(40, settings().max_examples), deadline=None)
 @given(case=cases(), reach=st.sampled_from([1.0, 0.4, 0.1]))
 def test_it_computes_what_the_readable_form_says(case: Case, reach: float) -> None:
     case = Case(**{**vars(case), "reach": reach, "dtype": torch.float32})
