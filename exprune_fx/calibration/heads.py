@@ -18,8 +18,7 @@ from exprune_fx.errors import CalibrationError, GuardError, PlanError
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.graph.running import examples_in, placeholder_values
 from exprune_fx.guards import Dominance
-from exprune_fx.ops import reference
-from exprune_fx.ops.dominance import Tables, tables_of
+from exprune_fx.ops.dominance import Coded, Tables
 from exprune_fx.ops.reference import dominance
 from exprune_fx.pipeline import normalise, record_of
 from exprune_fx.plan import Array, HeadPlan, Plan
@@ -182,14 +181,12 @@ def _decide(gm: fx.GraphModule, head: PredictionHead, guard: Dominance, seen: _I
         entry = _entry(subject, guard, (features,), None, None)
         return replace(entry, reason="one stage over 8-bit codes of the weight, chosen without data")
     center = _center(subject)
+    lists = sorted({(max(1, round(share * features)), features) for share in SHARES})
+    several = [stages for stages in lists if stages[0] < features]
+    judged = _judged(subject, guard, center, None, [(features,), *several])
     turned = _balanced_basis(subject, center) if features <= MOST_FEATURES else None
-    candidates = [_entry(subject, guard, (features,), center, None)]
-    for basis in (None, turned) if turned is not None else (None,):
-        lists = {(max(1, round(share * features)), features) for share in SHARES}
-        candidates += [
-            _entry(subject, guard, stages, center, basis) for stages in sorted(lists) if stages[0] < features
-        ]
-    judged = [_judged(subject, candidate) for candidate in candidates]
+    if turned is not None:
+        judged += _judged(subject, guard, center, turned, several)
     return min(judged, key=lambda entry: entry.fraction_read)
 
 
@@ -235,34 +232,34 @@ def _balanced_basis(subject: _Subject, center: Tensor) -> Tensor | None:
     return basis.float() if bool(torch.isfinite(basis).all()) else None
 
 
-def _judged(subject: _Subject, entry: HeadPlan) -> HeadPlan:
-    """The entry with what it does on the rows: who goes on, who wins, what is read and computed."""
+def _judged(
+    subject: _Subject, guard: Dominance, center: Tensor, basis: Tensor | None, lists: Sequence[tuple[int, ...]]
+) -> list[HeadPlan]:
+    """An entry for each list of stages, with what it does on the rows; what a basis comes to is computed once."""
     assert subject.rows is not None
     rows = _spread(subject.rows, JUDGED_ROWS).to(subject.weight.dtype)
-    center = None if entry.center is None else entry.center.tensor()
-    basis = None if entry.basis is None else entry.basis.tensor()
-    tables = tables_of(subject.weight, subject.bias, entry.stages, center, basis)
-    if entry.guard.alpha:
-        entry = replace(entry, reach=(_conformal_reach(subject, entry, tables),) * len(entry.stages))
-    given = (rows, subject.weight, subject.bias)
-    after = reference.guard_dominance(
-        *given,
-        tables.codes,
-        tables.numbers,
-        tables.center,
-        tables.basis,
-        tables.slack,
-        list(entry.stages),
-        list(entry.reach),
-        entry.winners,
-    )
+    logits = F.linear(rows, subject.weight, subject.bias)
+    coded = Coded.of(subject.weight, subject.bias, center, basis)
+    estimates = dominance.Estimates(dominance.turn(rows, coded.center, coded.basis, coded.slack), coded.codes)
+    judged = []
+    for stages in lists:
+        entry, tables = _entry(subject, guard, stages, center, basis), coded.tables(stages)
+        if guard.alpha:
+            entry = replace(entry, reach=(_conformal_reach(subject, entry, tables),) * len(stages))
+        after = dominance.stopped_after(logits, estimates, tables.numbers, stages, entry.reach, entry.winners)
+        judged.append(_with_outcome(subject, entry, logits, after))
+    return judged
+
+
+def _with_outcome(subject: _Subject, entry: HeadPlan, logits: Tensor, after: Tensor) -> HeadPlan:
+    """The entry with what came of stopping classes [rows, classes] after these stages."""
     alive = tuple(float((after > stage).double().mean()) for stage in range(len(entry.stages)))
-    kept = F.linear(*given).masked_fill(after < len(entry.stages), -torch.inf)
-    same = kept.topk(entry.winners).values == F.linear(*given).topk(entry.winners).values
+    kept = logits.masked_fill(after < len(entry.stages), -torch.inf)
+    same = kept.topk(entry.winners).values == logits.topk(entry.winners).values
     read = bytes_read(entry, subject.weight.element_size(), alive) / subject.bytes_dense
     removed = 1 - flops_staged(entry, alive) / (2 * subject.weight.numel())
     words = f"stages at {', '.join(map(str, entry.stages))} of {entry.weight_shape[1]} features"
-    words += ", in a balanced basis" if basis is not None and basis.dim() == 2 else ""
+    words += ", in a balanced basis" if entry.basis is not None and len(entry.basis.shape) == 2 else ""
     return replace(
         entry,
         alive_fraction=alive,

@@ -18,7 +18,7 @@ one term more. Products of codes and of inputs, which are rounded to 16 bits, ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,6 +50,82 @@ class Tables:
     slack: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """A weight in one basis and its codes, of which the tables for all lists of stages are made: float64.
+
+    Attributes:
+        turned: [out, features], the rows ``w'``.
+        error: [out, features], what the codes leave out of them.
+        codes: int8 [out, features].
+        scale: [out].
+        shift: [out]; 0 where it is not finite.
+        sound: bool [out], whether all numbers of the class are finite.
+        center: as in `Tables`.
+        basis: as in `Tables`.
+        slack: as in `Tables`.
+    """
+
+    turned: Tensor
+    error: Tensor
+    codes: Tensor
+    scale: Tensor
+    shift: Tensor
+    sound: Tensor
+    center: Tensor | None
+    basis: Tensor | None
+    slack: Tensor
+    _norms: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, center: Tensor | None, basis: Tensor | None) -> Coded:
+        """Turns and rounds; arguments as for `tables_of`."""
+        wide = weight.detach().double()
+        finite = torch.isfinite(wide).all(1, keepdim=True)
+        if not bool(finite.all()):
+            wide = torch.where(finite, wide, 0.0)
+        mu, omega = center.double() if center is not None else wide.new_zeros(2, wide.shape[1])
+        centered = wide - omega
+        turned, left = _in_basis(centered, basis)
+        scale = turned.abs().amax(1, keepdim=True) / LARGEST_CODE
+        # a row of zeros has codes of zero, whatever it is divided by
+        codes = (turned / scale.clamp_min(_TINY)).masked_fill_(scale == 0, 0.0).round_()
+        scale = scale.float().double()
+        shift = centered @ mu + (0.0 if bias is None else bias.detach().double())
+        known = torch.isfinite(shift)
+        seen, shift = scale * codes, torch.where(known, shift, 0.0)
+        return cls(
+            turned=turned,
+            error=turned - seen,
+            codes=codes.to(torch.int8),
+            scale=scale.flatten(),
+            shift=shift,
+            sound=finite.flatten() & known,
+            center=None if center is None else center.float(),
+            basis=None if basis is None else basis.float(),
+            slack=_slack(wide, omega, turned, seen, codes, left, shift, basis),
+        )
+
+    def tables(self, stages: Sequence[int]) -> Tables:
+        """For these stages, as `tables_of` takes them."""
+        rows = [self.scale, self.shift]
+        for seen in stages:
+            rows.extend(self._norms_at(seen))
+        if stages[-1] == self.turned.shape[1]:
+            rows[-1] = torch.where(self.sound, 0.0, torch.inf)
+        return Tables(self.codes, torch.stack(rows).float(), self.center, self.basis, self.slack)
+
+    def _norms_at(self, seen: int) -> tuple[Tensor, Tensor]:
+        """Of what the codes leave out of what is seen, and of what is not seen, for every class."""
+        if seen not in self._norms:
+            error, unseen = (
+                torch.where(self.sound, part.norm(dim=1) * (1 + _ROUNDING) + _TINY, torch.inf)
+                for part in (self.error[:, :seen], self.turned[:, seen:])
+            )
+            self._norms[seen] = error, unseen
+        return self._norms[seen]
+
+
 def tables_of(
     weight: Tensor, bias: Tensor | None, stages: Sequence[int], center: Tensor | None, basis: Tensor | None
 ) -> Tables:
@@ -62,31 +138,7 @@ def tables_of(
         center: [2, features] or None, as in `Tables`.
         basis: [features, features], [features] or None, as in `Tables`; invertible.
     """
-    wide = weight.detach().double()
-    finite = torch.isfinite(wide).all(1, keepdim=True)
-    wide = torch.where(finite, wide, 0.0)
-    mu, omega = center.double() if center is not None else wide.new_zeros(2, wide.shape[1])
-    centered = wide - omega
-    turned, left = _in_basis(centered, basis)
-    scale = turned.abs().amax(1, keepdim=True) / LARGEST_CODE
-    codes = torch.where(scale > 0, turned / scale.clamp_min(_TINY), 0.0).round()
-    scale = scale.float().double()
-    shift = centered @ mu + (0.0 if bias is None else bias.detach().double())
-    rows = [scale.flatten(), torch.where(torch.isfinite(shift), shift, 0.0)]
-    sound = finite.flatten() & torch.isfinite(shift)
-    error = turned - scale * codes
-    for seen in stages:
-        norms = (error[:, :seen].norm(dim=1), turned[:, seen:].norm(dim=1))
-        rows.extend(torch.where(sound, norm * (1 + _ROUNDING) + _TINY, torch.inf) for norm in norms)
-    if stages[-1] == wide.shape[1]:
-        rows[-1] = torch.where(sound, 0.0, torch.inf)
-    return Tables(
-        codes=codes.to(torch.int8),
-        numbers=torch.stack(rows).float(),
-        center=None if center is None else center.float(),
-        basis=None if basis is None else basis.float(),
-        slack=_slack(wide, omega, turned, scale * codes, codes, left, rows[1], basis),
-    )
+    return Coded.of(weight, bias, center, basis).tables(stages)
 
 
 def in_one_row(codes: Tensor, stages: Sequence[int]) -> Tensor:

@@ -6,7 +6,8 @@ what as many others as there are winners are known to have.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -95,16 +96,38 @@ def guard_dominance(
         int8 [..., out]: the index of the stage, ``len(stages)`` for who was never stopped.
     """
     rows = x.reshape(-1, x.shape[-1])
-    logits = F.linear(rows, weight, bias)
-    turned = turn(rows, center, basis, slack)
+    estimates = Estimates(turn(rows, center, basis, slack), codes)
+    after = stopped_after(F.linear(rows, weight, bias), estimates, numbers, stages, reach, winners)
+    return after.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """What codes tell of logits: sums of products of whole numbers, each computed once."""
+
+    turned: Turned
+    codes: Tensor
+    _sums: dict[int, Tensor] = field(default_factory=dict)
+
+    def sums(self, seen: int) -> Tensor:
+        """Over the first features, exact before they are rounded: float32 [rows, out]."""
+        if seen not in self._sums:
+            self._sums[seen] = (self.turned.ticks[:, :seen] @ self.codes[:, :seen].double().t()).float()
+        return self._sums[seen]
+
+
+def stopped_after(
+    logits: Tensor, estimates: Estimates, numbers: Tensor, stages: Sequence[int], reach: Sequence[float], winners: int
+) -> Tensor:
+    """`guard_dominance` of rows whose logits, [rows, out], are known."""
+    turned, classes = estimates.turned, logits.shape[1]
     after = torch.full_like(logits, len(stages), dtype=torch.int8)
     alive = torch.ones_like(after, dtype=torch.bool)
     known = torch.zeros_like(alive)
     held = known
-    leaders = min(max(LEADERS, winners), weight.shape[0])
+    leaders = min(max(LEADERS, winners), classes)
     for stage, seen in enumerate(stages):
-        sums = (turned.ticks[:, :seen] @ codes[:, :seen].double().t()).float()
-        estimate = sums * (turned.tick * numbers[0]) + (numbers[1] + turned.common)
+        estimate = estimates.sums(seen) * (turned.tick * numbers[0]) + (numbers[1] + turned.common)
         leading = estimate.masked_fill(~alive, -torch.inf).topk(leaders, dim=-1).indices
         known = known.scatter(-1, leading, True) & (alive | known)
         best = logits.masked_fill(~known, -torch.inf).topk(winners, dim=-1)
@@ -116,8 +139,7 @@ def guard_dominance(
         stopped = alive & (upper.to(logits.dtype) < bar)
         after = torch.where(stopped, stage, after)
         alive = alive & ~stopped
-    after = torch.where(held, len(stages), after).to(torch.int8)
-    return after.reshape(*x.shape[:-1], weight.shape[0])
+    return torch.where(held, len(stages), after).to(torch.int8)
 
 
 def _alive_logits(x: Tensor, weight: Tensor, bias: Tensor | None, stopped: Tensor) -> Tensor:
