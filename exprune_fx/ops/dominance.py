@@ -82,8 +82,7 @@ class Coded:
         """Turns and rounds; arguments as for `tables_of`."""
         wide = weight.detach().double()
         finite = torch.isfinite(wide).all(1, keepdim=True)
-        if not bool(finite.all()):
-            wide = torch.where(finite, wide, 0.0)
+        wide = torch.where(finite, wide, 0.0)
         mu, omega = center.double() if center is not None else wide.new_zeros(2, wide.shape[1])
         centered = wide - omega
         turned, left = _in_basis(centered, basis)
