@@ -22,6 +22,9 @@ from exprune_fx.guards import Bound, Guard, HeadKind
 from exprune_fx.sites import Site
 
 aten = torch.ops.aten
+_RIVAL_FLOPS = (
+    2  # of one neuron: k - 1 comparisons and the margin's subtraction for the k of a window, one comparison each
+)
 
 
 def size_expr(size: int | torch.SymInt) -> Expr:
@@ -162,6 +165,7 @@ def site_cost(
     head: HeadKind,
     stages: Sequence[int],
     guard: Guard,
+    window: Sequence[int] = (),
 ) -> SiteCost:
     """What a site costs dense and staged.
 
@@ -171,6 +175,7 @@ def site_cost(
         head: what the guard looks at.
         stages: terms seen at each test, or the rank.
         guard: the stop rule.
+        window: of the max pool in which neurons are rivals; empty where they are none.
     """
     node = next(n for n in gm.graph.nodes if n.name == site.node)
     outputs = elements_expr(node)
@@ -187,7 +192,7 @@ def site_cost(
     previous = 0
     for share, seen in zip([sympy.Integer(1), *alive], stages, strict=False):
         terms_new = seen - previous if head == "prefix" else seen
-        overhead += share * outputs * guard.test_flops(terms_new)
+        overhead += share * outputs * (guard.test_flops(terms_new) + (_RIVAL_FLOPS if window else 0))
         if isinstance(guard, Bound) and head == "prefix":
             overhead += _norm_flops(value, site, pixels, (site.terms - seen) * site.block)
         previous = seen

@@ -163,7 +163,8 @@ def _site_costs(record: StagedRecord) -> dict[str, SiteCost]:
     for entry in record.plan.staged:
         assert entry.guard is not None
         assert entry.head in ("prefix", "principal")
-        costs[entry.site] = site_cost(record.dense, sites[entry.site], entry.head, entry.stages, entry.guard)
+        site = sites[entry.site]
+        costs[entry.site] = site_cost(record.dense, site, entry.head, entry.stages, entry.guard, entry.window)
     return costs
 
 

@@ -40,7 +40,7 @@ def plan_for_graph(plan: Plan, sites: Sequence[Site], groups: SymmetryReport) ->
             inform(f"site {name!r} stays dense: {obstacle}")
             entries[name] = _dense(by_name[name], obstacle)
     applied = orders.needed((by_name[name], entry) for name, entry in entries.items())
-    adapted = tuple(orders.relabelled(site, entries[site.name], applied) for site in sites)
+    adapted = tuple(orders.relabelled(site, _without_rivals(site, entries[site.name]), applied) for site in sites)
     return replace(plan, sites=adapted, orders=applied)
 
 
@@ -112,7 +112,16 @@ def _agreed(site: Site, entries: Sequence[SitePlan | None]) -> SitePlan:
 
 
 def _decision(entry: SitePlan) -> tuple[object, ...]:
-    return entry.head, entry.guard, entry.stages, entry.thresholds, entry.down, entry.lift
+    numbers = (entry.thresholds, entry.margins, entry.window, entry.down, entry.lift)
+    return entry.head, entry.guard, entry.stages, numbers
+
+
+def _without_rivals(site: Site, entry: SitePlan) -> SitePlan:
+    """The entry without its margins where this graph does not show the max pool that they are for: fewer stop then."""
+    if not entry.window or (site.pool is not None and site.pool.kernel == entry.window):
+        return entry
+    inform(f"site {site.name!r}: its max pool is in another graph, its neurons stop by their thresholds alone")
+    return replace(entry, margins=None, window=())
 
 
 def _dense(site: Site, reason: str) -> SitePlan:

@@ -79,6 +79,7 @@ class Orders:
         return replace(
             entry,
             thresholds=_moved(entry.thresholds, 1, rows),
+            margins=_moved(entry.margins, 1, rows),
             down=_moved(entry.down, 1, columns),
             lift=_moved(entry.lift, 0, columns),
         )

@@ -43,6 +43,12 @@ class Candidate:
         return self.site.name, self.head, self.stages
 
     @property
+    def window(self) -> tuple[int, ...]:
+        """Of the max pool in which neurons are rivals under this guard; empty where they are none."""
+        pool = self.site.pool
+        return () if pool is None or not isinstance(self.guard, Calibrated) else pool.kernel
+
+    @property
     def label(self) -> str:
         """In words, for a reason."""
         if self.head == "principal":
@@ -127,22 +133,29 @@ def head_sums(candidate: Candidate, values: SiteValues) -> Iterator[HeadSum]:
         yield HeadSum(index, sums, squares, constant)
 
 
-def stopped_at(candidate: Candidate, values: SiteValues, head: HeadSum, thresholds: Tensor | None) -> Tensor:
+def stopped_at(
+    candidate: Candidate, values: SiteValues, head: HeadSum, limits: Tensor | None, stopped: Tensor | None
+) -> Tensor:
     """Whom the guard stops after one stage, earlier stages aside: bool in the shape of the site's output.
 
     Args:
         candidate: what is tried.
         values: the site's values.
         head: the sums after the stage.
-        thresholds: [out], this stage's, for `Calibrated`.
+        limits: this stage's, for `Calibrated`: thresholds [out], or thresholds and margins [2, out] for rivals.
+        stopped: who stopped at an earlier stage, or None.
 
     Raises:
         GuardError: there is no rule for the candidate's guard.
     """
     guard, seen, terms = candidate.guard, candidate.stages[head.index], candidate.site.terms
     if isinstance(guard, Calibrated):
-        assert thresholds is not None
-        return reference.guard_calibrated(head.partial, head.constant, candidate.per_output(thresholds))
+        assert limits is not None
+        if not candidate.window:
+            return reference.guard_calibrated(head.partial, head.constant, candidate.per_output(limits))
+        thresholds, margins = (candidate.per_output(row) for row in limits)
+        window = list(candidate.window)
+        return reference.guard_pooled(head.partial, head.constant, thresholds, margins, window, stopped)
     if isinstance(guard, Threshold):
         return reference.guard_threshold(head.partial, head.constant, seen, terms, guard.threshold)
     if isinstance(guard, StatsTest | FinitePopulation):

@@ -14,6 +14,7 @@ from exprune_fx.calibration.candidates import Candidate, head_sums, stopped_at
 from exprune_fx.calibration.energy import activate, energy
 from exprune_fx.calibration.fit import Key, Thresholds, by_site, sites_of
 from exprune_fx.calibration.observe import Data, SiteValues
+from exprune_fx.calibration.rivals import pooled_error
 from exprune_fx.cost import site_cost
 from exprune_fx.errors import CalibrationError
 from exprune_fx.sites import Site
@@ -36,7 +37,8 @@ class Outcome:
         candidate: the candidate.
         alive_fraction: share of neurons that go on after each stage.
         relative_cost: FLOPs of head, tests and tail over those of the dense site.
-        energy_lost: share of the site's energy that is stopped.
+        energy_lost: share of the site's energy that is stopped; where a max pool alone reads the site, of what that
+            passes on, the squared error.
     """
 
     candidate: Candidate
@@ -57,12 +59,18 @@ class _CountObserver:
             count, fitted = self.counts[candidate.key], self._thresholds.get(candidate.key)
             alive = torch.ones_like(values.z, dtype=torch.bool)
             for head in head_sums(candidate, values):
-                alive &= ~stopped_at(candidate, values, head, None if fitted is None else fitted[head.index])
+                limits, before = None if fitted is None else fitted[head.index], ~alive if head.index else None
+                alive &= ~stopped_at(candidate, values, head, limits, before)
                 count.alive[head.index] += int(alive.sum())
             count.neurons += alive.numel()
             count.nonzero += int(((activation != 0) & alive).sum())
-            count.energy += float(worth.sum())
-            count.energy_lost += float(worth.masked_fill(alive, 0.0).sum())
+            whole, lost = (
+                pooled_error(activation, alive, site.pool.kernel)
+                if site.pool is not None
+                else (float(worth.sum()), float(worth.masked_fill(alive, 0.0).sum()))
+            )
+            count.energy += whole
+            count.energy_lost += lost
 
     def merge(self) -> None:
         """Adds up what all processes saw."""
@@ -85,7 +93,7 @@ class Price:
     """
 
     def __init__(self, gm: fx.GraphModule, candidate: Candidate, sizes: dict[sympy.Expr, int]) -> None:
-        cost = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard)
+        cost = site_cost(gm, candidate.site, candidate.head, candidate.stages, candidate.guard, candidate.window)
         # sizes first, and once: what is left to do for each share alive is a sum of a few products
         self._cost = replace(cost, work=cost.work.subs(sizes), overhead=cost.overhead.subs(sizes))
         try:

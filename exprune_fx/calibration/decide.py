@@ -51,11 +51,13 @@ def staged_entry(outcome: Outcome, thresholds: Thresholds, reason: str = "") -> 
         reason=reason,
         guard=candidate.guard,
         stages=candidate.stages,
-        thresholds=None if fitted is None else Array.of(fitted),
+        thresholds=None if fitted is None else Array.of(fitted[:, 0] if candidate.window else fitted),
         down=None if candidate.down is None else Array.of(candidate.down),
         lift=None if candidate.lift is None else Array.of(candidate.lift),
         alive_fraction=outcome.alive_fraction,
         fraction_removed=1 - outcome.relative_cost,
+        margins=Array.of(fitted[:, 1]) if fitted is not None and candidate.window else None,
+        window=() if fitted is None else candidate.window,
     )
 
 

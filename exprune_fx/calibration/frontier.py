@@ -17,16 +17,18 @@ from exprune_fx.calibration.candidates import Candidate, head_sums
 from exprune_fx.calibration.counting import Outcome, Price
 from exprune_fx.calibration.decide import dense_entry, staged_entry
 from exprune_fx.calibration.energy import activate, by_neuron, energy
-from exprune_fx.calibration.fit import Key, by_site, ranges_of, sites_of
+from exprune_fx.calibration.fit import Key, by_site, histogram_of, ranges_of, sites_of, windows_of
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.propose import make_candidates
 from exprune_fx.calibration.request import Request
-from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, Interval, Living
+from exprune_fx.calibration.rivals import RivalHistogram, Windows
+from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, Living
 from exprune_fx.guards import Calibrated
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
 
+Histogram = EnergyHistogram | RivalHistogram
 _AT_ONCE = 2**22  # samples that are binned at once: their indices take 8 bytes each
 
 
@@ -70,7 +72,8 @@ def find_frontier(graph: Prepared, data: Data, request: Request, budgets: Sequen
     sites = graph.chosen(request)
     candidates = [single for c in make_candidates(data, graph.gm, sites, request) for single in _single_stages(c)]
     ranges = ranges_of(data, graph.gm, candidates)
-    observer = _Observer(candidates, {key: r.interval(budgets[0], budgets[-1]) for (key, _), r in ranges.items()})
+    empty = {key: histogram_of(found, budgets[0], budgets[-1]) for (key, _), found in ranges.items()}
+    observer = _Observer(candidates, empty)
     if candidates:
         data.walk(graph.gm, sites_of(candidates), observer, "frontier")
     options = {}
@@ -92,9 +95,10 @@ def _single_stages(candidate: Candidate) -> list[Candidate]:
 class _Tally:
     """What one head does at every threshold: histograms of energy, samples and nonzero activations over ``S + c``."""
 
-    def __init__(self, interval: Interval) -> None:
-        self.energy = EnergyHistogram(interval)
-        self._samples, self._nonzero = (torch.zeros(len(interval.low), BINS + 2, dtype=torch.int64) for _ in range(2))
+    def __init__(self, histogram: EnergyHistogram) -> None:
+        self.energy = histogram
+        shape = (len(histogram.energy), BINS + 2)
+        self._samples, self._nonzero = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
 
     def update(self, known: Tensor, living: Living, nonzero: Tensor) -> None:
         """Adds samples: ``S + c``, those that have energy, and whose activation is not zero; [out, samples]."""
@@ -127,17 +131,46 @@ class _Tally:
         return thresholds, alive, nonzero, float(lost.sum()) / whole if whole else 0.0
 
 
+class _RivalTally:
+    """The same where neurons are rivals in the windows of a max pool."""
+
+    def __init__(self, histogram: RivalHistogram) -> None:
+        self._histogram = histogram
+        self._neurons = 0
+
+    def update(self, windows: Windows, neurons: int) -> None:
+        """Adds samples, of so many neurons in all."""
+        self._histogram.update(windows)
+        self._neurons += neurons
+
+    def merge(self) -> None:
+        """Adds up what all processes saw."""
+        self._histogram.merge()
+        self._neurons = sum(ranks.gathered(self._neurons))
+
+    def at(self, budget: float) -> tuple[Tensor, float, float, float]:
+        """Limits [2, out], and the shares of neurons alive, of activations that may be nonzero and of energy lost."""
+        energy = self._histogram.energy
+        choice, whole = self._histogram.choose(budget * energy), float(energy.sum())
+        alive = float(choice.alive.sum()) / max(self._neurons, 1)
+        return choice.limits, alive, alive, float(choice.lost.sum()) / whole if whole else 0.0
+
+
 class _Observer:
-    def __init__(self, candidates: Iterable[Candidate], intervals: Mapping[Key, Interval]) -> None:
+    def __init__(self, candidates: Iterable[Candidate], histograms: Mapping[Key, Histogram]) -> None:
         self.by_site = by_site(candidates)
-        self.tallies = {c.key: _Tally(intervals[c.key]) for group in self.by_site.values() for c in group}
+        self.tallies = {c.key: _tally(histograms[c.key]) for group in self.by_site.values() for c in group}
 
     def __call__(self, site: Site, values: SiteValues) -> None:
         living = Living.of(by_neuron(site, energy(site, values.z, values.pool)))
         nonzero = by_neuron(site, activate(site, values.z) != 0)
         for candidate in self.by_site[site.name]:
             (head,) = head_sums(candidate, values)
-            self.tallies[candidate.key].update(by_neuron(site, head.known), living, nonzero)
+            tally = self.tallies[candidate.key]
+            if isinstance(tally, _RivalTally):
+                tally.update(windows_of(candidate, values, head), values.z.numel())
+            else:
+                tally.update(by_neuron(site, head.known), living, nonzero)
 
     def merge(self) -> None:
         """Adds up what all processes saw."""
@@ -145,19 +178,23 @@ class _Observer:
             tally.merge()
 
 
+def _tally(histogram: Histogram) -> _Tally | _RivalTally:
+    return _RivalTally(histogram) if isinstance(histogram, RivalHistogram) else _Tally(histogram)
+
+
 def _options(
-    gm: fx.GraphModule, data: Data, candidate: Candidate, tally: _Tally, budgets: Iterable[float]
+    gm: fx.GraphModule, data: Data, candidate: Candidate, tally: _Tally | _RivalTally, budgets: Iterable[float]
 ) -> Iterator[Option]:
     """What one head does at each budget; its price does not depend on the budget."""
     price = Price(gm, candidate, data.sizes)
     for budget in budgets:
         guarded = replace(candidate, guard=Calibrated(budget))
-        thresholds, alive, nonzero, lost = tally.at(budget)
+        limits, alive, nonzero, lost = tally.at(budget)
         cost = price.relative((alive,), nonzero)
         words = (
             f"{candidate.label}: {100 * (1 - cost):.0f} % of the FLOPs removed, {100 * lost:.2g} % of the energy lost"
         )
-        entry = staged_entry(Outcome(guarded, (alive,), cost, lost), {candidate.key: thresholds.unsqueeze(0)}, words)
+        entry = staged_entry(Outcome(guarded, (alive,), cost, lost), {candidate.key: limits.unsqueeze(0)}, words)
         yield Option(entry, lost, (1 - cost) * price.dense / data.examples_a_batch)
 
 

@@ -101,7 +101,7 @@ class EnergyRange:
         self._lowest_alive = ranks.smallest(self._lowest_alive)
         self._highest_alive, self._highest = map(ranks.largest, (self._highest_alive, self._highest))
 
-    def interval(self, least: float, most: float) -> Interval:
+    def interval(self, least: float, most: float, bins: int = BINS) -> Interval:
         """The interval in which the threshold lies, whatever share of the energy between these two it may lose.
 
         By Cantelli's inequality the quantile at q of a distribution with mean m and deviation s lies between
@@ -117,7 +117,7 @@ class EnergyRange:
         high = self._highest_alive.minimum(mean + math.sqrt(most / (1 - most)) * deviation).maximum(low)
         scale = torch.maximum(low.abs(), high.abs()).clamp_min(1e-30)
         # Never thinner than float32 can tell apart; the lowest edge keeps half a bin clear of the lowest living sample.
-        width = ((high - low) / BINS).maximum(scale * 1e-6)
+        width = ((high - low) / bins).maximum(scale * 1e-6)
         dead = self.energy == 0
         low = (low - width / 2).masked_fill(dead, 0.0)
         return Interval(low, width.masked_fill(dead, 1.0), self.energy, self._highest)
@@ -130,6 +130,11 @@ class EnergyHistogram:
         self.interval = interval
         self._bins = torch.zeros(len(interval.low), BINS + 2, dtype=torch.float64, device=interval.low.device)
         self._below: Tensor | None = None  # the energy below each edge, once it was asked for
+
+    @property
+    def energy(self) -> Tensor:
+        """[out], all of each neuron's."""
+        return self.interval.energy
 
     def update(self, known: Tensor, living: Living) -> None:
         """Adds samples: ``S + c``, [out, samples], and those of them that have energy and did not stop before."""
@@ -157,10 +162,10 @@ class EnergyHistogram:
         """
         below, index = self._lost_below(allowed)
         lost = below.gather(1, index.clamp_min(0).unsqueeze(1)).squeeze(1)
-        edges = _just(self.interval.edges(index), -math.inf)
+        edges = just(self.interval.edges(index), -math.inf)
         edges = edges.masked_fill(index < 0, -math.inf)
         dead = self.interval.energy == 0
-        return torch.where(dead, _just(self.interval.highest, math.inf), edges), lost.masked_fill(index < 0, 0.0)
+        return torch.where(dead, just(self.interval.highest, math.inf), edges), lost.masked_fill(index < 0, 0.0)
 
     def stopped_bins(self, allowed: Tensor) -> Tensor:
         """Whose samples the thresholds of ``allowed`` stop: bool, [out, BINS + 2], as `bins_of` numbers them."""
@@ -185,7 +190,7 @@ class EnergyHistogram:
         return below, (below <= allowed.unsqueeze(1)).sum(1) - 1
 
 
-def _just(values: Tensor, towards: float) -> Tensor:
+def just(values: Tensor, towards: float) -> Tensor:
     """The float32 next to these values, on the side of ``towards``."""
     near = values.float()
     return torch.nextafter(near, torch.full_like(near, towards))
