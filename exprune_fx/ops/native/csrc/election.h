@@ -73,7 +73,6 @@ struct Count {
 };
 
 EXPRUNE_INLINE int64_t stage_begin(const Election& e, int64_t stage) { return stage ? e.seen[stage - 1] : 0; }
-EXPRUNE_INLINE int64_t padded_ticks(int64_t length) { return (length + kTicks - 1) / kTicks * kTicks; }
 
 EXPRUNE_INLINE const int16_t* stage_ticks(const Election& e, const Voter& voter, int64_t stage) {
   int64_t at = 0;
@@ -91,13 +90,6 @@ EXPRUNE_INLINE float root_of(double value) {
 
 // A norm that is not too small, of squares that were summed in double precision.
 EXPRUNE_INLINE float norm_of(double squares) { return root_of(squares) * 1.000001f + 1e-30f; }
-
-EXPRUNE_INLINE int16_t to_nearest(float value) {  // ties to even, for values below 2^22
-  const float shifted = value + 12582912.0f;
-  int32_t bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  return static_cast<int16_t>(bits - 0x4b400000);
-}
 
 // --- the input --------------------------------------------------------------------------------------------------------
 
@@ -209,8 +201,6 @@ static inline void estimate_all(const Election& e, Voter& voter, int64_t first, 
     if (voter.estimate[first + j] > *largest) *largest = voter.estimate[first + j];
   }
 }
-
-constexpr int kCodesAhead = 8;  // classes: their rows lie apart by more than the hardware looks ahead
 
 EXPRUNE_INLINE void prefetch_codes(const int8_t* codes, int64_t length, const int32_t* list, int at, int count) {
   for (int l = at; l < at + 4 && l < count; ++l) {

@@ -6,7 +6,18 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
+EXPRUNE_INLINE int16_t to_nearest(float value) {  // ties to even, for values below 2^22
+  const float shifted = value + 12582912.0f;
+  int32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  return static_cast<int16_t>(bits - 0x4b400000);
+}
+
 constexpr int64_t kTicks = 32;  // numbers that a step reads at most: what is read beyond a row meets zeros
+
+constexpr int kCodesAhead = 8;  // rows of codes: they lie apart by more than the hardware looks ahead
+
+EXPRUNE_INLINE int64_t padded_ticks(int64_t length) { return (length + kTicks - 1) / kTicks * kTicks; }
 
 // out[j] = code[j][0:length] . x[0:length], modulo 2^32. Rows may be read, and x must be zero, up to the next multiple of kTicks.
 #if EXPRUNE_ISA == 5
@@ -50,6 +61,18 @@ EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int16_t* x, int64
   }
 }
 #endif
+
+// ticks[i] = x[i] * inverse, to the nearest, ties to even; of magnitudes below 2^15.
+EXPRUNE_INLINE void to_ticks(const float* x, float inverse, int64_t length, int16_t* ticks) {
+  int64_t i = 0;
+#if EXPRUNE_ISA == 5
+  for (; i + 16 <= length; i += 16) {
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(ticks + i), _mm512_cvtepi32_epi16(whole));
+  }
+#endif
+  for (; i < length; ++i) ticks[i] = to_nearest(x[i] * inverse);
+}
 
 // W integers as floats.
 #if EXPRUNE_ISA == 5

@@ -1,0 +1,308 @@
+// Few rows of input: whether a neuron stops, and whether it is zero, is read from 8-bit codes of its weights where they
+// prove it. All other neurons are computed from the weights, by the sums that would have been taken without codes: every
+// result is the same to the last bit.
+#pragma once
+
+#include "across_neurons.h"
+#include "integers.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA_NAMESPACE {
+
+constexpr int64_t kCodeBlock = 256;  // columns whose error has one norm: as in exprune_fx/ops/codes.py
+
+// Calls visit(first, last) for the blocks of all segments, in order.
+template <class Visit>
+EXPRUNE_INLINE void each_block(const Codes& codes, const Visit& visit) {
+  for (int64_t s = 0, begin = 0; s < codes.segments; begin = codes.ends[s++]) {
+    for (int64_t first = begin; first < codes.ends[s]; first += kCodeBlock) {
+      visit(s, first, first + kCodeBlock < codes.ends[s] ? first + kCodeBlock : codes.ends[s]);
+    }
+  }
+}
+
+// One row of input as codes are multiplied with it.
+struct CodedInput {
+  const float* facts;    // tick (NaN: no use), slack, the norm of each block
+  const int16_t* ticks;  // input / tick, rounded; each segment's begin on a multiple of kTicks
+};
+
+struct CodedLayout {
+  int64_t blocks = 0, facts, ticks = 0, bytes;
+
+  explicit CodedLayout(const Codes& codes) {
+    each_block(codes, [&](int64_t, int64_t, int64_t) { ++blocks; });
+    for (int64_t s = 0, begin = 0; s < codes.segments; begin = codes.ends[s++]) ticks += padded_ticks(codes.ends[s] - begin);
+    facts = (2 + blocks + 15) / 16 * 16;
+    bytes = facts * static_cast<int64_t>(sizeof(float)) + ticks * static_cast<int64_t>(sizeof(int16_t));
+  }
+
+  EXPRUNE_INLINE_METHOD CodedInput at(const Codes& codes, int64_t row) const {
+    const char* from = codes.inputs + row * bytes;
+    const float* numbers = reinterpret_cast<const float*>(from);
+    return {numbers, reinterpret_cast<const int16_t*>(numbers + facts)};
+  }
+};
+
+// The sum of squares, and the largest magnitude, of some numbers.
+EXPRUNE_INLINE void measure(const float* x, int64_t length, float& squares, float& largest) {
+  Vec sum[2] = {zero(), zero()}, most[2] = {zero(), zero()};
+  for (int64_t i = 0; i < length; i += 2 * W) {
+    EXPRUNE_UNROLLED for (int v = 0; v < 2; ++v) {
+      const int64_t rest = length - i - v * W;
+      if (rest <= 0) break;
+      const Vec a = rest >= W ? load(x + i + v * W) : load_first(x + i + v * W, static_cast<int>(rest));
+      sum[v] = fma(a, a, sum[v]);
+      most[v] = larger(magnitude(a), most[v]);  // NaN is found in the sum
+    }
+  }
+  float s[W], m[W];
+  store(s, sum[0] + sum[1]);
+  store(m, larger(most[0], most[1]));
+  squares = 0;
+  for (int l = 0; l < W; ++l) {
+    squares += s[l];
+    largest = m[l] > largest ? m[l] : largest;
+  }
+}
+
+// What W values of squares are the squares of, rounded up.
+EXPRUNE_INLINE float root_above(float squares) {
+  float root_of[W];
+  store(root_of, root(all(squares)));
+  return root_of[0] * 1.0001f + 1e-30f;
+}
+
+// Fills in what one row of input comes to. Integer sums stay below 2^31 by Cauchy-Schwarz: that is what slack[2] is for.
+static inline void encode(const Codes& codes, const CodedLayout& layout, const float* x, char* to) {
+  float* facts = reinterpret_cast<float*>(to);
+  float largest = 0, whole = 0;
+  float* norm = facts + 2;
+  each_block(codes, [&](int64_t, int64_t first, int64_t last) EXPRUNE_LAMBDA {
+    float squares;
+    measure(x + first, last - first, squares, largest);
+    whole += squares;
+    *norm++ = root_above(squares);
+  });
+  const float length = root_above(whole), by_range = largest * (1.0f / 32767.0f), by_sum = length * codes.slack[2];
+  const float tick = by_range > by_sum ? by_range : by_sum, inverse = 1.0f / tick;
+  facts[1] = length * codes.slack[0] + tick * codes.slack[1];
+  // Not finite, or so small that squares and ticks lose their meaning.
+  const bool usable = facts[1] - facts[1] == 0 && inverse - inverse == 0 && whole > 1e-30f;
+  facts[0] = usable ? tick : __builtin_nanf("");
+  if (!usable) return;
+  int16_t* ticks = reinterpret_cast<int16_t*>(facts + layout.facts);
+  for (int64_t s = 0, begin = 0; s < codes.segments; begin = codes.ends[s++]) {
+    const int64_t count = codes.ends[s] - begin, padded = padded_ticks(count);
+    to_ticks(x + begin, inverse, count, ticks);
+    for (int64_t i = count; i < padded; ++i) ticks[i] = 0;
+    ticks += padded;
+  }
+}
+
+EXPRUNE_INLINE void ask_for(const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// What codes say of some neurons, at one row of input.
+struct CodedNeurons {
+  const Site& site;
+  const CodedLayout& layout;
+  CodedInput input;
+  int64_t first;               // neuron
+  int32_t sum[kNeurons] = {};  // over the segments so far, in ticks and codes
+  int64_t blocks = 0;          // of these segments
+
+  EXPRUNE_INLINE_METHOD const int8_t* row(int64_t segment, int64_t neuron, int64_t length) const {
+    const int64_t begin = segment ? site.codes.ends[segment - 1] : 0;
+    return site.codes.data + begin * site.outputs + neuron * length;
+  }
+
+  EXPRUNE_INLINE_METHOD int64_t length(int64_t segment) const {
+    return site.codes.ends[segment] - (segment ? site.codes.ends[segment - 1] : 0);
+  }
+
+  EXPRUNE_INLINE_METHOD void ask(int64_t segment, const int32_t* list, int count) const {
+    const int64_t bytes = length(segment);
+    for (int j = 0; j < count; ++j) ask_for(reinterpret_cast<const char*>(row(segment, list[j], bytes)), bytes);
+  }
+
+  // Adds a segment for the listed neurons; `more` follow them in the list, and will be added next.
+  EXPRUNE_INLINE_METHOD void add(int64_t segment, const int32_t* list, int count, int more) {
+    const int64_t bytes = length(segment);
+    const int16_t* ticks = input.ticks;
+    for (int64_t s = 0; s < segment; ++s) ticks += padded_ticks(length(s));
+    for (int at = 0; at < count; at += 4) {
+      const int ahead = count + more - at - kCodesAhead;
+      if (segment > 0 && ahead > 0) ask(segment, list + at + kCodesAhead, ahead < 4 ? ahead : 4);  // else one stream
+      const int n = count - at < 4 ? count - at : 4;
+      const int8_t* rows[4];
+      for (int j = 0; j < 4; ++j) rows[j] = row(segment, list[at + (j < n ? j : n - 1)], bytes);
+      int32_t sums_of[4];
+      four_dots(rows, ticks, bytes, sums_of);
+      if (segment == 0 && n == 4 && list[at + 3] - list[at] == 3) {  // lists are in order: four neighbours
+        memcpy(sum + (list[at] - first), sums_of, sizeof sums_of);
+        continue;
+      }
+      for (int j = 0; j < n; ++j) {
+        int32_t& to = sum[list[at + j] - first];
+        to = static_cast<int32_t>(static_cast<uint32_t>(to) + static_cast<uint32_t>(sums_of[j]));
+      }
+    }
+  }
+
+  EXPRUNE_INLINE_METHOD int64_t blocks_before(int64_t segment) const {
+    int64_t count = 0;
+    for (int64_t s = 0; s < segment; ++s) count += (length(s) + kCodeBlock - 1) / kCodeBlock;
+    return count;
+  }
+
+  // Between which two numbers the sums over the first `segments` of the listed neurons lie.
+  EXPRUNE_INLINE_METHOD void between(const AcrossNeurons& lanes, int64_t segments, Vec& low, Vec& high) const {
+    const float* numbers = site.codes.numbers;
+    int32_t sums_of[W] = {};
+    const bool neighbours = lanes.neighbours();
+    for (int j = 0; j < lanes.count && !neighbours; ++j) sums_of[j] = sum[lanes.list[j] - first];
+    const Vec estimate = floats(neighbours ? sum + (lanes.list[0] - first) : sums_of) * (lanes.gather(numbers) * all(input.facts[0]));
+    Vec error = all(input.facts[1]);
+    const int64_t count = blocks_before(segments);
+    for (int64_t b = 0; b < count; ++b) {
+      error = fma(lanes.gather(numbers + (1 + b) * site.outputs), all(input.facts[2 + b]), error);
+    }
+    error = error * all(1.0001f);
+    low = estimate - error;
+    high = estimate + error;
+  }
+};
+
+// partial[j] = the sums over segments 0 .. last of the listed neurons, as neurons_at takes them.
+template <class T>
+static inline void exact_sums(const Site& site, const Pixel& pixel, int64_t last, const int32_t* list, int count,
+                              float* partial) {
+  memset(partial, 0, sizeof(float) * static_cast<size_t>((count + W - 1) / W * W));
+  for (int64_t s = 0; s <= last; ++s) add_segment<T>(site, pixel, site.segments[s], s == 0 && site.stages > 0, list, count, partial);
+}
+
+// Asks for what exact_sums will read of segments 0 .. last.
+template <class T>
+EXPRUNE_INLINE void ask_for_rows(const Site& site, int64_t last, const int32_t* list, int count) {
+  for (int64_t s = site.principal ? site.stages : 0; s <= last; ++s) {
+    prefetch<T>(site, site.segments[s], s == 0 && site.stages > 0 ? site.head_weight : site.weight, list, count);
+  }
+}
+
+EXPRUNE_INLINE void ask_for_readers(const Site& site, const int32_t* list, int count) {
+  for (const Reader& reader : site.readers) {
+    for (int j = 0; j < count; ++j) ask_for(reader.data + list[j] * reader.stride, reader.length);
+  }
+}
+
+// Who of a list goes on after a stage. Returns how many.
+template <class T>
+static inline int alive_by_codes(const CodedNeurons& coded, const Pixel& pixel, int64_t stage, int32_t* list, int count) {
+  const Site& site = coded.site;
+  uint32_t alive[kNeurons / W];
+  int32_t unsure[kNeurons + W];
+  int places[kNeurons], open = 0;
+  for (int at = 0; at < count; at += W) {
+    const AcrossNeurons lanes{site, pixel, list + at, count - at < W ? count - at : W};
+    Vec low, high;
+    coded.between(lanes, stage + 1, low, high);
+    alive[at / W] = alive_after(lanes, stage, low, zero());
+    uint32_t rest = alive_after(lanes, stage, high, zero()) & ~alive[at / W];
+    const int before = open;
+    for (; rest; rest &= rest - 1) {
+      places[open] = at + __builtin_ctz(rest);
+      unsure[open] = list[places[open]];
+      ++open;
+    }
+    if (site.large) ask_for_rows<T>(site, stage, unsure + before, open - before);
+  }
+  if (open) {
+    float partial[kNeurons + W];
+    exact_sums<T>(site, pixel, stage, unsure, open, partial);
+    for (int at = 0; at < open; at += W) {
+      const AcrossNeurons lanes{site, pixel, unsure + at, open - at < W ? open - at : W};
+      for (uint32_t bits = alive_after(lanes, stage, load(partial + at), zero()); bits; bits &= bits - 1) {
+        const int place = places[at + __builtin_ctz(bits)];
+        alive[place / W] |= 1u << place % W;
+      }
+    }
+  }
+  int next = 0;
+  for (int at = 0; at < count; at += W) {
+    compress(list + next, list + at, alive[at / W]);
+    next += __builtin_popcount(alive[at / W]);
+  }
+  return next;
+}
+
+// Drops those of a list whose activation is surely zero. partial goes with the list. Returns how many are left.
+template <class T>
+static inline int positive_by_codes(CodedNeurons& coded, const Pixel& pixel, int64_t from, int32_t* list, float* partial,
+                                    int count) {
+  const Codes& codes = coded.site.codes;
+  int next = 0;
+  for (int64_t s = from; s < codes.segments; ++s) coded.ask(s, list, count < kCodesAhead ? count : kCodesAhead);
+  for (int at = 0; at < count; at += W) {
+    const AcrossNeurons lanes{coded.site, pixel, list + at, count - at < W ? count - at : W};
+    for (int64_t s = from; s < codes.segments; ++s) coded.add(s, lanes.list, lanes.count, count - at - lanes.count);
+    Vec low, high;
+    coded.between(lanes, codes.segments, low, high);
+    const Vec constant = lanes.constant();
+    const uint32_t bits = ~less(high + constant, zero()) & lanes_below(lanes.count);
+    const uint32_t likely = less(zero(), low + high + (constant + constant)) & bits;
+    const int more = __builtin_popcount(bits);
+    int32_t readers[2 * W];
+    compress(readers, lanes.list, likely);
+    compress(list + next, lanes.list, bits);
+    compress(partial + next, load(partial + at), bits);
+    if (coded.site.large) {
+      ask_for_rows<T>(coded.site, coded.site.stages, list + next, more);
+      ask_for_readers(coded.site, readers, __builtin_popcount(likely));
+    }
+    next += more;
+    const int dropped = at + lanes.count - next;
+    if (at == 0 && dropped * static_cast<int>(sizeof(T)) < lanes.count) {  // reading codes costs more than it spares
+      for (int j = at + lanes.count; j < count; ++j, ++next) list[next] = list[j], partial[next] = partial[j];
+      break;
+    }
+  }
+  return next;
+}
+
+// neurons_at, with codes.
+template <class T>
+static inline void coded_neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
+  const CodedLayout layout(site.codes);
+  const CodedInput input = layout.at(site.codes, pixel.index);
+  if (input.facts[0] != input.facts[0]) return neurons_at<T>(site, pixel, first, last);
+  CodedNeurons coded{site, layout, input, first};
+  int32_t list[kNeurons + W];
+  float partial[kNeurons + W] = {};
+  int alive = static_cast<int>(last - first);
+  for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
+  const bool stages_too = site.codes.segments == site.stages + 1;
+  int64_t done = 0;
+  if (stages_too) {
+    for (; done < site.stages; ++done) {
+      coded.add(done, list, alive, 0);
+      alive = alive_by_codes<T>(coded, pixel, done, list, alive);
+    }
+  } else {
+    alive = exact_stages<T>(site, pixel, list, partial, alive);
+  }
+  alive = positive_by_codes<T>(coded, pixel, done, list, partial, alive);
+  if (stages_too) {
+    exact_sums<T>(site, pixel, site.stages, list, alive, partial);
+  } else {
+    add_segment<T>(site, pixel, site.segments[site.stages], false, list, alive, partial);
+  }
+  for (int at = 0; at < alive; at += W) {
+    const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
+    finish<T>(lanes, load(partial + at));
+  }
+}
+
+}  // namespace EXPRUNE_ISA_NAMESPACE
+}  // namespace exprune

@@ -1,0 +1,86 @@
+"""Gives large linear weights 8-bit codes, from which kernels prove which neurons stop or are zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from exprune_fx.graph.edits import (
+    copy_graph_module,
+    fresh_name,
+    is_call,
+    recompile,
+    set_args,
+    set_tensor,
+    tensor_at,
+)
+from exprune_fx.ops.codes import code_ends, codes_of
+from exprune_fx.ops.native.fake import SQUARES
+from exprune_fx.pass_manager import PassResult
+from exprune_fx.staging.arguments import arguments_of, in_order
+
+exprune = torch.ops.exprune
+
+LARGE_BYTES = 2**21  # what is smaller stays in a cache from one call to the next
+MOST_ROWS = 4  # of input, for which kernels read codes: with more of them most weights are needed by one
+_LINEAR = ("staged_linear_relu", "staged_ffn", "staged_gated_ffn")
+
+
+@dataclass(frozen=True)
+class CodeWeightsPass:
+    """Adds to each fused linear operator whose weight comes from memory the codes of that weight (`ops.codes`).
+
+    A kernel reads codes for few rows of input, and of the weight then only the rows that the codes do not decide. That
+    pays where a code is at most a quarter of a weight: in float32; and in 16 bits where the site has no head, which
+    would have spared more than half of the codes.
+
+    Requires: lowered sites, and the fused operators registered.
+    Ensures: the same values to the last bit. A quarter of a float32 weight's bytes more are held. Weights that are no
+    parameters, or that are small, and calls known to have many rows are left alone.
+    Not valid after: nothing; passes that rewrite weights come before.
+    """
+
+    name: ClassVar[str] = "code-weights"
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Adds codes in a copy."""
+        if not any(map(_pays, gm.graph.nodes)):
+            return PassResult(gm, changed=False, edits=0)
+        result = copy_graph_module(gm)
+        nodes = [node for node in result.graph.nodes if _pays(node)]
+        for node in nodes:
+            _add_codes(result, node, self.name)
+        recompile(result)
+        return PassResult(result, changed=True, edits=len(nodes))
+
+
+def _pays(node: fx.Node) -> bool:
+    if not is_call(node, *(getattr(exprune, name).default for name in _LINEAR)):
+        return False
+    given = arguments_of(node)
+    weight, x = given["weight"], given["x"].meta["val"]
+    if given["codes"] is not None or weight.op != "get_attr":
+        return False
+    value: Tensor = weight.meta["val"]
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    few = not isinstance(rows, int) or 0 < rows <= MOST_ROWS
+    large = value.numel() * value.element_size() >= LARGE_BYTES
+    return few and large and (value.element_size() == 4 or not given["stages"])
+
+
+def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
+    given: dict[str, Any] = arguments_of(node)
+    name = str(given["weight"].target)
+    weight = tensor_at(gm, name)
+    by_codes = given["down"] is None and given["guard"] not in SQUARES
+    stages = [stage * given["block"] for stage in given["stages"]] if by_codes else []
+    made = codes_of(weight, code_ends(weight.shape[1], stages))
+    base = f"exprune.{name.replace('.', '_')}"
+    tables = {"codes": made.codes, "code_numbers": made.numbers, "code_slack": made.slack}
+    for key, table in tables.items():
+        given[key] = set_tensor(gm, fresh_name(gm, f"{base}.{key}"), table)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    set_args(node, in_order(node.target, given), made_by=made_by)
