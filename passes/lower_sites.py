@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from exprune_fx.graph.edits import (
     set_tensor,
     tensor_at,
 )
+from exprune_fx.ops.native.fake import MOST_RIVALS
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
 from exprune_fx.staging.arguments import in_order
@@ -75,8 +77,8 @@ def obstacle(site: ReadableSite) -> str:
     dimensions = site.weight.meta["val"].dim() - 2
     if dimensions != 2:
         return f"no kernel convolves in {dimensions} dimensions"
-    if site.window:
-        return "no kernel compares neurons with their rivals in the windows of a max pool"
+    if math.prod(site.window) > MOST_RIVALS:
+        return f"no kernel holds windows of {math.prod(site.window)} rivals"
     return "" if site.geometry[3] == 1 else "its convolution is grouped"
 
 
@@ -84,14 +86,14 @@ def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
     operators = torch.ops.exprune
     target = (operators.staged_linear_relu if site.is_linear else operators.staged_conv2d_relu).default
     walk = dict(zip(("stride", "padding", "dilation", "groups"), site.geometry, strict=not site.is_linear))
-    given = {**vars(site), **walk, "stages": list(site.stages), "limits": _limits(gm, site)}
+    given = {**vars(site), **walk, "stages": list(site.stages), "window": list(site.window), "limits": _limits(gm, site)}
     made = insert_call(gm, target, in_order(target, given), like=site.finish, made_by=made_by, before=site.finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
     replace_node(gm, site.finish, made)
 
 
 def _limits(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
-    """The numbers per output of all stages in one float32 tensor: [stages, out], or [stages, 2, out] for the bound."""
+    """The numbers per output of all stages in one float32 tensor: [stages, out], or [stages, 2, out] for bound and rivals."""
     if not site.limits:
         return None
     rows = [

@@ -26,7 +26,8 @@ def in_order(target: torch._ops.OpOverload, given: Mapping[str, Any]) -> tuple[A
 
 
 def _may_be_left_out(argument: torch._C.Argument, given: Mapping[str, Any]) -> bool:
-    return argument.has_default_value() and given.get(argument.name) is argument.default_value
+    value, default = given.get(argument.name), argument.default_value
+    return argument.has_default_value() and (value is default or (isinstance(default, list) and value == default))
 
 
 def names_of(target: torch._ops.OpOverload) -> list[str]:

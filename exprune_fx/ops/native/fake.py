@@ -5,6 +5,7 @@ Every argument is checked here as well, so that a graph with a call that no kern
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from torch.types import IntLikeType
 
 from exprune_fx.errors import KernelError
 
-GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
+GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound", "pooled")
 ACTIVATIONS = ("relu", "relu6", "relu_squared")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_RIVALS = 64  # neurons in a window of a max pool
 SQUARES = ("stats_test", "finite_population")
 
 
@@ -119,7 +121,7 @@ class _Site:
 
     def _check_limits(self) -> None:
         out, tests = self.weight.shape[0], len(self.stages)
-        expected = {"calibrated": [tests, out], "bound": [tests, 2, out]}.get(self.guard)
+        expected = {"calibrated": [tests, out], "bound": [tests, 2, out], "pooled": [tests, 2, out]}.get(self.guard)
         if expected is None or not tests:
             return
         if self.limits is None:
@@ -132,6 +134,7 @@ class _Site:
 def _check_linear(site: _Site) -> list[IntLikeType]:
     """Checks a linear site; the shape of its activation."""
     site.require(site.x.dim() >= 1, "x has no dimensions")
+    site.require(site.guard != "pooled", "no max pool reads the rows of a linear layer")
     site.require(site.weight.dim() == 2, f"weight is {list(site.weight.shape)}, not [out, K]")
     site.tensor("weight", site.weight, [site.weight.shape[0], site.x.shape[-1]])
     site.check()
@@ -179,6 +182,7 @@ def staged_conv2d_relu(
     dilation: list[int],
     groups: int,
     activation: str,
+    window: Sequence[int] = (),
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last.
 
@@ -191,6 +195,8 @@ def staged_conv2d_relu(
     site.require(groups == 1, f"{groups} groups", "leave this site in its readable form")
     for name, numbers, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         site.require(len(numbers) == 2 and min(numbers) >= least, f"{name} is {numbers}", f"two, each at least {least}")
+    in_windows = len(window) == 2 and min(window) >= 1 and math.prod(window) <= MOST_RIVALS
+    site.require(in_windows if guard == "pooled" else not window, f"guard {guard!r} with windows of {list(window)}")
     site.tensor("weight", weight, [weight.shape[0], x.shape[1], *weight.shape[2:]])
     site.check()
     space = [

@@ -6,6 +6,7 @@
 
 #include "dot.h"
 #include "lanes.h"
+#include "rivals.h"
 #include "terms.h"
 
 namespace exprune {
@@ -32,6 +33,7 @@ struct Tile {
   int64_t offsets[kTile];  // of the receptive fields in the plane that is being read
   int32_t everyone[kTile + W];
   int count;
+  int windows;  // of rivals: their pixels lie member by member, the first ones of all windows before the second ones
   int64_t first_neuron;
   int neurons;
   Alive alive[kMostNeurons];
@@ -39,11 +41,33 @@ struct Tile {
   explicit Tile(const Site& s) : site(s) {}
 };
 
+// The pixels of whole windows: row by row, so that in each the pixels that a kernel row reaches are neighbours.
+static inline void fill_windows(Tile& tile, int64_t first) {
+  const Site& site = tile.site;
+  const Geometry& g = site.geometry;
+  for (int w = 0; w < tile.windows; ++w) {
+    const Place window = window_of(site, first + w);
+    int at = w;
+    for (int64_t row = 0; row < site.window_rows; ++row) {
+      for (int64_t column = 0; column < site.window_columns; ++column, at += tile.windows) {
+        const Place place{window.row + row, window.image, window.column + column};
+        tile.pixels[at] = pixel_at(site, (place.row * g.images + place.image) * g.columns_out + place.column, place);
+      }
+    }
+  }
+}
+
 static inline void fill(Tile& tile, int64_t first, int count) {
   tile.count = count;
   const Geometry& geometry = tile.site.geometry;
-  Place place = place_of(geometry, first);
-  for (int j = 0; j < count; ++j, place.next(geometry)) tile.pixels[j] = pixel_at(tile.site, first + j, place);
+  if (has_rivals(tile.site)) {
+    tile.windows = static_cast<int>(count / members_of(tile.site));
+    fill_windows(tile, first / members_of(tile.site));
+  } else {
+    tile.windows = 0;
+    Place place = place_of(geometry, first);
+    for (int j = 0; j < count; ++j, place.next(geometry)) tile.pixels[j] = pixel_at(tile.site, first + j, place);
+  }
   for (int j = 0; j < kTile + W; ++j) tile.everyone[j] = j < count ? j : 0;
 }
 
@@ -68,9 +92,14 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
   const float* fields[W];
   for (int j = 0; j < count; ++j) fields[j] = data + tile.offsets[list[j]];
   int32_t first = 0, last = static_cast<int32_t>(tile.site.geometry.kernel_rows);
-  if (tile.site.geometry.rows_out <= kSmallImage) {  // listed pixels are in the order of their rows
-    first = tile.pixels[list[count - 1]].first_row;
+  if (tile.site.geometry.rows_out <= kSmallImage) {
+    first = tile.pixels[list[count - 1]].first_row;  // listed pixels are in the order of their rows
     last = tile.pixels[list[0]].last_row;
+    for (int j = 0; tile.windows && j < count; ++j) {  // but for several rows of windows
+      const Pixel& pixel = tile.pixels[list[j]];
+      if (pixel.first_row < first) first = pixel.first_row;
+      if (pixel.last_row > last) last = pixel.last_row;
+    }
     if (first >= last) return zero();  // all of them see padding alone
   }
   const Streams<T, float, false> streams{row, fields};
@@ -133,7 +162,34 @@ static inline void add_squares(Tile& tile, const Segment& segment) {
 }
 
 // Asks the guard, and keeps who goes on.
+static inline void select_rivals(Tile& tile, int64_t stage) {
+  float known[kTile + W], limits[kTile + W];
+  for (int n = 0; n < tile.neurons; ++n) {
+    Alive& alive = tile.alive[n];
+    const int64_t neuron = tile.first_neuron + n;
+    const float* row = limits_of(tile.site, stage) + neuron;
+    for (int j = 0; j < tile.count; j += W) store(known + j, all(-__builtin_inff()));  // who has stopped is nobody's rival
+    for (int at = 0; at < alive.count; at += W) {
+      const AcrossPixels lanes = lanes_of(tile, neuron, alive.list, at, alive.count);
+      float numbers[W];
+      store(numbers, load(alive.partial + at) + lanes.constant());
+      for (int j = 0; j < lanes.count; ++j) known[lanes.list[j]] = numbers[j];
+    }
+    rival_limits(known, tile.count, tile.windows, all(row[0]), all(row[tile.site.outputs]), limits);
+    int next = 0;
+    for (int j = 0; j < alive.count; ++j) {
+      const int32_t pixel = alive.list[j];
+      const float partial = alive.partial[j];
+      alive.list[next] = pixel;
+      alive.partial[next] = partial;
+      next += !(known[pixel] < limits[pixel]);  // what is not a number goes on
+    }
+    alive.count = next;
+  }
+}
+
 static inline void select(Tile& tile, int64_t stage) {
+  if (tile.windows) return select_rivals(tile, stage);
   const bool squares = needs_squares(tile.site.guard.kind);
   for (int n = 0; n < tile.neurons; ++n) {
     Alive& alive = tile.alive[n];
@@ -164,6 +220,31 @@ static inline void everyone_alive(Tile& tile) {
 
 // --- the head as a matrix product in registers: kHeadNeurons neurons x kLaneTile pixels ----------------------------
 
+// Of N neurons, with their sums at all pixels of the tile, who goes on.
+template <int N>
+static inline void select_rivals_in_lanes(Tile& tile, int first, const Vec* sums) {
+  float known[kLaneTile + W], limits[kLaneTile + W];
+  for (int n = 0; n < N; ++n) {
+    Alive& alive = tile.alive[first + n];
+    const int64_t neuron = tile.first_neuron + first + n;
+    const float* row = limits_of(tile.site, 0) + neuron;
+    for (int at = 0; at < tile.count; at += W) {
+      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+      store(known + at, sums[n * kPixelVectors + at / W] + lanes.constant());
+    }
+    rival_limits(known, tile.count, tile.windows, all(row[0]), all(row[tile.site.outputs]), limits);
+    int next = 0;
+    for (int at = 0; at < tile.count; at += W) {
+      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+      const uint32_t bits = ~less(load(known + at), load(limits + at)) & lanes_below(lanes.count);
+      compress(alive.list + next, lanes.list, bits);
+      compress(alive.partial + next, sums[n * kPixelVectors + at / W], bits);
+      next += __builtin_popcount(bits);
+    }
+    alive.count = next;
+  }
+}
+
 // panel: [numbers that a neuron's head reads, kLaneTile], in the order of the head's runs.
 template <class T, int N>
 static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
@@ -190,6 +271,7 @@ static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
   }
   Vec sum[N * kPixelVectors];  // a copy: what is indexed by a variable lies in memory
   EXPRUNE_UNROLLED for (int k = 0; k < N * kPixelVectors; ++k) sum[k] = s[k];
+  if (tile.windows) return select_rivals_in_lanes<N>(tile, first, sum);
   const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
   for (int n = 0; n < N; ++n) {
     const int64_t neuron = tile.first_neuron + first + n;

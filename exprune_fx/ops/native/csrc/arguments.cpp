@@ -13,6 +13,7 @@ GuardKind guard_of(const std::string& name) {
   if (name == "finite_population") return GuardKind::FinitePopulation;
   if (name == "calibrated") return GuardKind::Calibrated;
   if (name == "bound") return GuardKind::Bound;
+  if (name == "pooled") return GuardKind::Pooled;
   STD_TORCH_CHECK(false, "exprune: unknown guard '", name, "'");
 }
 
@@ -32,6 +33,7 @@ constexpr int64_t kTilePixels = 64;
 constexpr int64_t kLinearChunk = 512;
 constexpr int64_t kFewPixels = 4;
 constexpr int64_t kManyPixels = 64;          // of an image: they fill the register tile of a head in pixel lanes
+constexpr int64_t kLeastLanes = 8;           // pixels of the smallest register tile of a head in pixel lanes
 constexpr int64_t kMostTaps = 64;
 constexpr int64_t kLargeWeights = 1 << 18;   // numbers
 
@@ -232,12 +234,23 @@ void set_guard(Built& built, const Head& head, int64_t terms) {
   guard.elements = built.weight.channels * site.geometry.kernel_rows * site.geometry.kernel_columns;
   STD_TORCH_CHECK((guard.kind == GuardKind::None) == head.stages.empty(), "exprune: guard '", head.guard, "' with ",
                   head.stages.size(), " stages");
-  const bool bound = guard.kind == GuardKind::Bound;
-  if (bound || guard.kind == GuardKind::Calibrated) {
+  const bool two = guard.kind == GuardKind::Bound || guard.kind == GuardKind::Pooled;
+  if (two || guard.kind == GuardKind::Calibrated) {
     STD_TORCH_CHECK(head.limits.has_value(), "exprune: guard '", head.guard, "' needs its limits");
-    built.limits = widened(head.limits, site.stages * (bound ? 2 : 1) * site.outputs, "limits");
+    built.limits = widened(head.limits, site.stages * (two ? 2 : 1) * site.outputs, "limits");
     guard.limits = built.limits.data;
   }
+}
+
+void set_window(Site& site, const Sizes& window) {
+  STD_TORCH_CHECK((site.guard.kind == GuardKind::Pooled) == !window.empty(), "exprune: a window without rivals, or rivals "
+                  "without a window");
+  if (window.empty()) return;
+  STD_TORCH_CHECK(window.size() == 2 && window[0] >= 1 && window[1] >= 1 && window[0] <= kTilePixels &&
+                      window[1] <= kTilePixels && window[0] * window[1] <= kTilePixels,
+                  "exprune: a window is a pair, of ", kTilePixels, " pixels at most");
+  site.window_rows = window[0];
+  site.window_columns = window[1];
 }
 
 }  // namespace
@@ -302,9 +315,12 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   const int64_t pixels = geometry.rows_out * geometry.columns_out;  // of one image
   const int64_t taps = geometry.kernel_rows * geometry.kernel_columns;
   const bool linear = is_linear(geometry);
-  site.few_pixels = taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
+  set_window(site, head.window);
+  const int64_t members = site.window_rows * site.window_columns;
+  site.few_pixels = members == 0 && taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
   const bool squares = needs_squares(site.guard.kind);
-  site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels;
+  site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels &&
+                             members <= kLeastLanes;
   site.large = site.outputs * channels * taps > kLargeWeights;
   if (site.pixels == 0) return;
   make_input(built, source, channels);

@@ -30,6 +30,7 @@ struct Head {
   std::string guard;
   double number;
   Maybe limits;
+  Sizes window = {};
 };
 
 // Numbers as float32: the tensor's own where it is that already, else a copy.

@@ -44,6 +44,7 @@ EXPRUNE_INLINE uint32_t stops(const Guard& guard, int64_t stage, const Known& kn
       return less(known.partial + known.constant + reach + all(2.0f * elements * kEpsilon) * scale, zero());
     }
     case GuardKind::None:
+    case GuardKind::Pooled:  // looks at whole windows: see rivals.h
       break;
   }
   return 0;

@@ -31,13 +31,25 @@ struct Cut {
 };
 
 void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
-  const int64_t first = index * cut.tile_pixels, rest = cut.site->pixels - first;
+  const int64_t first = index * cut.tile_pixels, rest = pixels_read(*cut.site) - first;
   fill(tile, first, static_cast<int>(rest < cut.tile_pixels ? rest : cut.tile_pixels));
 }
 
 // Neurons that stop are never written again.
 void clear(const Site& site, const Pixel& pixel, int64_t first, int64_t count) {
   memset(static_cast<Number*>(site.result) + pixel.result + first, 0, sizeof(Number) * static_cast<size_t>(count));
+}
+
+// Pixels that stand in no window: nobody computes them.
+void clear_unread(const Site& site) {
+  if (pixels_read(site) == site.pixels) return;
+  const Geometry& g = site.geometry;
+  const int64_t rows = g.rows_out / site.window_rows * site.window_rows;
+  const int64_t columns = g.columns_out / site.window_columns * site.window_columns;
+  for (int64_t p = 0; p < site.pixels; ++p) {
+    const Place place = place_of(g, p);
+    if (place.row >= rows || place.column >= columns) clear(site, pixel_at(site, p, place), 0, site.outputs);
+  }
 }
 
 void panel_piece(const void* context, int64_t index) {
@@ -85,8 +97,11 @@ void site(const Site& site, const Host& host) {
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
   const int64_t most = site.head_in_pixel_lanes ? kLaneTile : kTile;
-  const int64_t tile_pixels = site.pixels < most ? site.pixels : most;
-  const int64_t tiles = divide_up(site.pixels, tile_pixels);
+  const int64_t pixels = pixels_read(site), members = members_of(site);
+  clear_unread(site);
+  if (pixels == 0) return;
+  const int64_t tile_pixels = pixels < most ? pixels : most / members * members;  // whole windows
+  const int64_t tiles = divide_up(pixels, tile_pixels);
   const int64_t wanted = divide_up(kPieces, tiles);
   int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
   if (chunk > kMostNeurons) chunk = kMostNeurons;

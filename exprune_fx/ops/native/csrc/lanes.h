@@ -71,7 +71,7 @@ EXPRUNE_INLINE float norm_at(const Site& site, int64_t stage, int64_t pixel) {
 }
 
 EXPRUNE_INLINE const float* limits_of(const Site& site, int64_t stage) {
-  return site.guard.limits + stage * (site.guard.kind == GuardKind::Bound ? 2 : 1) * site.outputs;
+  return site.guard.limits + stage * (site.guard.kind == GuardKind::Calibrated ? 1 : 2) * site.outputs;
 }
 
 // One neuron at the pixels of a list.

@@ -6,7 +6,7 @@
 namespace exprune {
 
 enum class Dtype : int { Float32, BFloat16, Half };
-enum class GuardKind : int { None, Threshold, StatsTest, FinitePopulation, Calibrated, Bound };
+enum class GuardKind : int { None, Threshold, StatsTest, FinitePopulation, Calibrated, Bound, Pooled };
 enum class Activation : int { Relu, Relu6, ReluSquared };
 
 // A run of neighbouring numbers that a neuron reads, in its receptive field and in its row of weights.
@@ -68,7 +68,7 @@ static inline bool needs_squares(GuardKind kind) {
 struct Guard {
   GuardKind kind;
   float number;           // threshold or quantile
-  const float* limits;    // Calibrated: [stages, outputs]; Bound: [stages, 2, outputs]
+  const float* limits;    // Calibrated: [stages, outputs]; Bound, Pooled: [stages, 2, outputs]
   const int64_t* seen;    // [stages], terms
   int64_t terms, elements;
   const float* input_norms;  // Bound: [stages + 1, pixels]: of what each stage has not seen, and of the whole input
@@ -87,6 +87,7 @@ struct Site {
   bool few_pixels;             // a piece of work is some neurons at every pixel, not some pixels for some neurons
   bool large;                  // the weights do not stay in the cache from one call to the next
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
+  int64_t window_rows, window_columns;  // Pooled: of the max pool that alone reads the result; else 0
   int64_t block;               // numbers in one term (linear)
   const Segment* segments;     // [stages + 1]; the last is the tail
   Guard guard;
