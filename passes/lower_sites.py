@@ -86,14 +86,15 @@ def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
     operators = torch.ops.exprune
     target = (operators.staged_linear_relu if site.is_linear else operators.staged_conv2d_relu).default
     walk = dict(zip(("stride", "padding", "dilation", "groups"), site.geometry, strict=not site.is_linear))
-    given = {**vars(site), **walk, "stages": list(site.stages), "window": list(site.window), "limits": _limits(gm, site)}
+    lists = {"stages": list(site.stages), "window": list(site.window)}
+    given = {**vars(site), **walk, **lists, "limits": _limits(gm, site)}
     made = insert_call(gm, target, in_order(target, given), like=site.finish, made_by=made_by, before=site.finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
     replace_node(gm, site.finish, made)
 
 
 def _limits(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
-    """The numbers per output of all stages in one float32 tensor: [stages, out], or [stages, 2, out] for bound and rivals."""
+    """The numbers per output of all stages in one float32 tensor: [stages, out], or [stages, 2, out] of two a stage."""
     if not site.limits:
         return None
     rows = [

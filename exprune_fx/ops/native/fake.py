@@ -15,7 +15,8 @@ from torch.types import IntLikeType
 
 from exprune_fx.errors import KernelError
 
-GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound", "pooled")
+GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
+POOLED = "pooled"  # of convolutions alone: neurons are rivals in the windows of a max pool
 ACTIVATIONS = ("relu", "relu6", "relu_squared")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_RIVALS = 64  # neurons in a window of a max pool
@@ -74,7 +75,7 @@ class _Site:
         """Raises KernelError for the first argument that does not fit."""
         self.require(self.x.dtype in DTYPES, f"x is {self.x.dtype}", f"one of {DTYPES}, or the readable form")
         self.require(self.activation in ACTIVATIONS, f"activation is {self.activation!r}", f"one of {ACTIVATIONS}")
-        self.require(self.guard in GUARDS, f"guard is {self.guard!r}", f"one of {GUARDS}")
+        self.require(self.guard in (*GUARDS, POOLED), f"guard is {self.guard!r}", f"one of {(*GUARDS, POOLED)}")
         self.require((self.guard == "none") == (not self.stages), f"guard {self.guard!r} with stages {self.stages}")
         self.tensor("bias", self.bias, [self.weight.shape[0]])
         self._check_head()
@@ -121,7 +122,7 @@ class _Site:
 
     def _check_limits(self) -> None:
         out, tests = self.weight.shape[0], len(self.stages)
-        expected = {"calibrated": [tests, out], "bound": [tests, 2, out], "pooled": [tests, 2, out]}.get(self.guard)
+        expected = {"calibrated": [tests, out], "bound": [tests, 2, out], POOLED: [tests, 2, out]}.get(self.guard)
         if expected is None or not tests:
             return
         if self.limits is None:
@@ -134,7 +135,7 @@ class _Site:
 def _check_linear(site: _Site) -> list[IntLikeType]:
     """Checks a linear site; the shape of its activation."""
     site.require(site.x.dim() >= 1, "x has no dimensions")
-    site.require(site.guard != "pooled", "no max pool reads the rows of a linear layer")
+    site.require(site.guard != POOLED, "no max pool reads the rows of a linear layer")
     site.require(site.weight.dim() == 2, f"weight is {list(site.weight.shape)}, not [out, K]")
     site.tensor("weight", site.weight, [site.weight.shape[0], site.x.shape[-1]])
     site.check()
@@ -196,7 +197,7 @@ def staged_conv2d_relu(
     for name, numbers, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         site.require(len(numbers) == 2 and min(numbers) >= least, f"{name} is {numbers}", f"two, each at least {least}")
     in_windows = len(window) == 2 and min(window) >= 1 and math.prod(window) <= MOST_RIVALS
-    site.require(in_windows if guard == "pooled" else not window, f"guard {guard!r} with windows of {list(window)}")
+    site.require(in_windows if guard == POOLED else not window, f"guard {guard!r} with windows of {list(window)}")
     site.tensor("weight", weight, [weight.shape[0], x.shape[1], *weight.shape[2:]])
     site.check()
     space = [
