@@ -11,6 +11,7 @@ from exprune_fx.errors import PlanError
 from exprune_fx.graph.edits import copy_graph_module, recompile, set_tensor, tensor_at, tensor_names
 from exprune_fx.ops import native
 from exprune_fx.pass_manager import Pass, run_pipeline
+from exprune_fx.passes.code_weights import CodeWeightsPass
 from exprune_fx.passes.commute_relu_max_pool import CommuteReluMaxPoolPass
 from exprune_fx.passes.drop_no_ops import DropNoOpsPass
 from exprune_fx.passes.fold_batch_norm import FoldBatchNormPass
@@ -119,8 +120,9 @@ def rewrite(gm: fx.GraphModule, plan: Plan, *, lower: bool, pack: bool = True) -
         gm: a normalised graph; it is left as it is.
         plan: one entry for each site of it.
         lower: use the fused operators, which must be there.
-        pack: give weights the memory layouts in which the kernels read them. Else the kernels convert them at each
-            call, and feed-forwards are not joined: that would transpose their second weight each time.
+        pack: give weights the memory layouts in which the kernels read them, and 8-bit codes to those of large linear
+            layers. Else the kernels convert layouts at each call, and feed-forwards are not joined: that would
+            transpose their second weight each time.
 
     Raises:
         PlanError: the plan was made for another model.
@@ -145,8 +147,8 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     ``record.dense`` has no `aten.view` behind convolutions (see reshape-views).
     """
     skipping = tuple(entry.site for entry in record.plan.skipping)
-    joining: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), PackWeightsPass()) if pack else ()
-    lowering: tuple[Pass, ...] = (LowerSitesPass(), LowerHeadsPass(), *joining)
+    packing: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), PackWeightsPass(), CodeWeightsPass())
+    lowering: tuple[Pass, ...] = (LowerSitesPass(), LowerHeadsPass(), *(packing if pack else ()))
     lowered = run_pipeline(_stage(record), lowering)
     if pack:
         back_by_huge_pages(weight for weight in weights_of_fused(lowered) if not is_fake(weight))

@@ -18,7 +18,7 @@ def arguments_of(call: fx.Node) -> dict[str, Any]:
 
 
 def in_order(target: torch._ops.OpOverload, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an operator takes of what is given: every argument that has no default, and up to the last that needs none."""
+    """What an operator takes of what is given, but for last arguments that are what they would be by default."""
     arguments = list(target._schema.arguments)
     while arguments and _may_be_left_out(arguments[-1], given):
         arguments.pop()

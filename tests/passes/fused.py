@@ -14,14 +14,17 @@ from exprune_fx.ops import native, reference
 _SITE = "Tensor x, Tensor weight, Tensor? bias"
 _HEAD = "Tensor? down, Tensor? up, int[] stages"
 _RULE = "str guard, float number, Tensor? limits"
+_CODES = "Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None"  # which change no result
 _WALK = "int[] stride, int[] padding, int[] dilation, int groups"
 SCHEMAS = {
-    "staged_linear_relu": f"{_SITE}, Tensor? residual, {_HEAD}, int block, {_RULE}, str activation",
+    "staged_linear_relu": f"{_SITE}, Tensor? residual, {_HEAD}, int block, {_RULE}, str activation, {_CODES}",
     "staged_conv2d_relu": f"{_SITE}, Tensor? residual, {_HEAD}, {_RULE}, {_WALK}, str activation",
-    "staged_ffn": f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out",
+    "staged_ffn": (
+        f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out, {_CODES}"
+    ),
     "staged_gated_ffn": (
         f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_value, Tensor? bias_value, "
-        "Tensor weight_out, Tensor? bias_out"
+        f"Tensor weight_out, Tensor? bias_out, {_CODES}"
     ),
 }
 
@@ -117,6 +120,7 @@ def _staged_linear_relu(
     number: Any,
     limits: Any,
     activation: Any,
+    *_codes: Any,
 ) -> Any:
     return _site(x, weight, bias, residual, down, up, stages, block, guard, number, limits, (), activation)
 
@@ -153,6 +157,7 @@ def _staged_ffn(
     activation: Any,
     weight_out: Any,
     bias_out: Any,
+    *_codes: Any,
 ) -> Any:
     hidden = _site(x, weight, bias, None, down, up, stages, block, guard, number, limits, (), activation)
     return torch.nn.functional.linear(hidden, weight_out, bias_out)
@@ -172,7 +177,7 @@ def _staged_gated_ffn(
     activation: Any,
     *more: Any,
 ) -> Any:
-    value, value_bias, weight_out, bias_out = more
+    value, value_bias, weight_out, bias_out = more[:4]
     gate = _site(x, weight, bias, None, down, up, stages, block, guard, number, limits, (), activation)
     return torch.nn.functional.linear(reference.gated_linear(gate, x, value, value_bias), weight_out, bias_out)
 

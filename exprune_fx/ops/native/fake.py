@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.types import IntLikeType
 
 from exprune_fx.errors import KernelError
+from exprune_fx.ops.codes import blocks_of, code_ends
+from exprune_fx.ops.dominance import READ_BEYOND
 
 GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
 POOLED = "pooled"  # of convolutions alone: neurons are rivals in the windows of a max pool
@@ -54,6 +56,7 @@ class _Site:
         guard: one of `GUARDS`.
         limits: the guard's numbers for every neuron, or None.
         activation: one of `ACTIVATIONS`.
+        codes: of a linear weight, with their numbers and slack: see `exprune_fx.ops.codes.Codes`; or none of them.
     """
 
     operator: str
@@ -67,6 +70,7 @@ class _Site:
     guard: str
     limits: Tensor | None
     activation: str
+    codes: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
 
     def require(self, holds: bool | torch.SymBool, what: str, hint: str = "see exprune_fx/ops/native/fake.py") -> None:
         require(self.operator, holds, what, hint)
@@ -80,6 +84,7 @@ class _Site:
         self.tensor("bias", self.bias, [self.weight.shape[0]])
         self._check_head()
         self._check_limits()
+        self._check_codes()
 
     def tensor(self, name: str, value: Tensor | None, shape: Sequence[IntLikeType]) -> None:
         """Requires an optional tensor to have the dtype of x, its device, and a shape."""
@@ -131,6 +136,26 @@ class _Site:
         self.require(self.limits.dtype == torch.float32, f"limits are {self.limits.dtype}", "give float32")
         self.shape("limits", self.limits, expected)
 
+    @property
+    def code_ends(self) -> list[int]:
+        """Columns up to the end of each segment of the codes: a stage that reads them has a segment of its own."""
+        columns = self.weight.shape[1]
+        by_codes = self.down is None and self.guard not in SQUARES
+        return code_ends(columns, [stage * self.block for stage in self.stages] if by_codes else [])
+
+    def _check_codes(self) -> None:
+        codes, numbers, slack = self.codes
+        given = [each is not None for each in self.codes]
+        self.require(all(given) or not any(given), "codes, code_numbers and code_slack", "give all of them or none")
+        if codes is None or numbers is None or slack is None:
+            return
+        self.require(codes.dtype == torch.int8, f"codes are {codes.dtype}", "give int8")
+        self.shape("codes", codes, [self.weight.numel() + READ_BEYOND])
+        self.shape("code_numbers", numbers, [1 + len(blocks_of(self.code_ends)), self.weight.shape[0]])
+        self.shape("code_slack", slack, [3])
+        for name, table in (("code_numbers", numbers), ("code_slack", slack)):
+            self.require(table.dtype == torch.float32, f"{name} are {table.dtype}", "give float32")
+
 
 def _check_linear(site: _Site) -> list[IntLikeType]:
     """Checks a linear site; the shape of its activation."""
@@ -155,13 +180,17 @@ def staged_linear_relu(
     number: float,  # noqa: ARG001 - decides values only
     limits: Tensor | None,
     activation: str,
+    codes: Tensor | None = None,
+    code_numbers: Tensor | None = None,
+    code_slack: Tensor | None = None,
 ) -> Tensor:
     """[..., K] -> [..., out] in the dtype of ``x``, contiguous.
 
     Raises:
         KernelError: an argument does not fit.
     """
-    site = _Site("staged_linear_relu", x, weight, bias, down, up, stages, block, guard, limits, activation)
+    tables = (codes, code_numbers, code_slack)
+    site = _Site("staged_linear_relu", x, weight, bias, down, up, stages, block, guard, limits, activation, tables)
     shape = _check_linear(site)
     site.tensor("residual", residual, shape)
     return x.new_empty(shape)
@@ -225,13 +254,17 @@ def staged_ffn(
     activation: str,
     weight_out: Tensor,
     bias_out: Tensor | None,
+    codes: Tensor | None = None,
+    code_numbers: Tensor | None = None,
+    code_slack: Tensor | None = None,
 ) -> Tensor:
     """``linear(activation(site(x)), weight_out, bias_out)``: [..., K] -> [..., out2] in the dtype of ``x``, contiguous.
 
     Raises:
         KernelError: an argument does not fit.
     """
-    site = _Site("staged_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation)
+    tables = (codes, code_numbers, code_slack)
+    site = _Site("staged_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation, tables)
     return _ffn(site, weight_out, bias_out)
 
 
@@ -251,13 +284,17 @@ def staged_gated_ffn(
     bias_value: Tensor | None,
     weight_out: Tensor,
     bias_out: Tensor | None,
+    codes: Tensor | None = None,
+    code_numbers: Tensor | None = None,
+    code_slack: Tensor | None = None,
 ) -> Tensor:
     """``linear(activation(site(x)) * linear(x, weight_value, bias_value), weight_out, bias_out)``; see `staged_ffn`.
 
     Raises:
         KernelError: an argument does not fit.
     """
-    site = _Site("staged_gated_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation)
+    tables = (codes, code_numbers, code_slack)
+    site = _Site("staged_gated_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation, tables)
     site.tensor("weight_value", weight_value, [*weight.shape])
     site.tensor("bias_value", bias_value, [weight.shape[0]])
     return _ffn(site, weight_out, bias_out)

@@ -104,13 +104,11 @@ static inline void add_squares(const Site& site, const Pixel& pixel, const Segme
   }
 }
 
-// All stages and the tail of neurons first .. last, at most kNeurons of them, at one pixel.
+// Takes the stages for the neurons of a list. partial: their sums so far, of which zero is left if the head's sums are no
+// part of the neuron's. Returns how many are alive: they are the list's first, in order.
 template <class T>
-static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
-  int32_t list[kNeurons + W];
-  float partial[kNeurons + W] = {}, squares[kNeurons + W] = {};
-  int alive = static_cast<int>(last - first);
-  for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
+static inline int exact_stages(const Site& site, const Pixel& pixel, int32_t* list, float* partial, int alive) {
+  float squares[kNeurons + W] = {};
   for (int64_t stage = 0; stage < site.stages; ++stage) {
     const Segment& segment = site.segments[stage];
     if (needs_squares(site.guard.kind)) {
@@ -130,7 +128,18 @@ static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t firs
     }
     alive = next;
   }
-  if (site.principal) memset(partial, 0, sizeof partial);
+  if (site.principal) memset(partial, 0, sizeof(float) * kNeurons);
+  return alive;
+}
+
+// All stages and the tail of neurons first .. last, at most kNeurons of them, at one pixel.
+template <class T>
+static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
+  int32_t list[kNeurons + W];
+  float partial[kNeurons + W] = {};
+  int alive = static_cast<int>(last - first);
+  for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
+  alive = exact_stages<T>(site, pixel, list, partial, alive);
   const Segment& tail = site.segments[site.stages];
   add_segment<T>(site, pixel, tail, false, list, alive, partial);
   for (int at = 0; at < alive; at += W) {

@@ -35,6 +35,8 @@ constexpr int64_t kFewPixels = 4;
 constexpr int64_t kManyPixels = 64;          // of an image: they fill the register tile of a head in pixel lanes
 constexpr int64_t kLeastLanes = 8;           // pixels of the smallest register tile of a head in pixel lanes
 constexpr int64_t kMostTaps = 64;
+constexpr int64_t kCodeBlock = 256;          // columns: as in coded.h
+constexpr int64_t kReadBeyond = 64;          // bytes behind codes
 constexpr int64_t kLargeWeights = 1 << 18;   // numbers
 
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
@@ -352,6 +354,32 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
     kernels(site.dtype).input_norms(site, norms, host());
     site.guard.input_norms = norms;
   }
+}
+
+void set_codes(Built& built, const CodeTensors& given) {
+  if (!given.codes.has_value()) return;
+  STD_TORCH_CHECK(given.numbers.has_value() && given.slack.has_value(), "exprune: codes without their numbers or slack");
+  const Site& site = built.site;
+  const int64_t columns = built.weight.channels;
+  Sizes& ends = built.code_ends;
+  if (!site.principal && !needs_squares(site.guard.kind)) {
+    for (int64_t stage : built.seen) ends.push_back(stage * site.block);
+  }
+  if (ends.empty() || ends.back() < columns) ends.push_back(columns);
+  int64_t blocks = 0, begin = 0;
+  for (int64_t end : ends) {
+    blocks += divide_up(end - begin, kCodeBlock);
+    begin = end;
+  }
+  STD_TORCH_CHECK(given.codes->scalar_type() == ScalarType::Char &&
+                      numel(*given.codes) == site.outputs * columns + kReadBeyond && given.codes->is_contiguous(),
+                  "exprune: codes are int8, one for each weight, and ", kReadBeyond, " more");
+  built.codes = *given.codes;
+  built.code_numbers = widened(given.numbers, (1 + blocks) * site.outputs, "code_numbers");
+  built.code_slack = widened(given.slack, 3, "code_slack");
+  if (static_cast<int64_t>(ends.size()) != site.stages + 1 && ends.size() != 1) return;
+  built.site.codes = {static_cast<const int8_t*>(built.codes.data_ptr()), built.code_numbers.data,
+                      built.code_slack.data, ends.data(), static_cast<int64_t>(ends.size()), nullptr};
 }
 
 }  // namespace exprune

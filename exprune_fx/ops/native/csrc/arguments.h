@@ -33,6 +33,13 @@ struct Head {
   Sizes window = {};
 };
 
+// A linear weight's codes, as the operators take them: all or none.
+struct CodeTensors {
+  const Maybe& codes;
+  const Maybe& numbers;
+  const Maybe& slack;
+};
+
 // Numbers as float32: the tensor's own where it is that already, else a copy.
 struct Floats {
   const float* data = nullptr;
@@ -58,6 +65,9 @@ struct Built {
   std::vector<Segment> segments;
   Sizes seen;
   Floats bias, limits, residual;
+  Tensor codes;
+  Floats code_numbers, code_slack;
+  Sizes code_ends;
 };
 
 Dtype dtype_of(const Tensor& tensor, const char* what);
@@ -68,5 +78,8 @@ Tensor row_major(const Tensor& matrix);
 // Fills in all but the residual and the result. The geometry and the source say how the input lies.
 void build(Built& built, const Source& source, const Geometry& geometry, const Tensor& weight, const Maybe& bias,
            const Head& head, int64_t block, const std::string& activation);
+
+// Gives a linear site that was built its codes, if there are any.
+void set_codes(Built& built, const CodeTensors& given);
 
 }  // namespace exprune

@@ -9,6 +9,7 @@
 
 #include "across_neurons.h"
 #include "across_pixels.h"
+#include "coded.h"
 #include "election.h"
 #include "images.h"
 #include "second.h"
@@ -73,15 +74,31 @@ void tile_piece(const void* context, int64_t index) {
   work<Number>(tile, panel);
 }
 
+// What the rows of input come to for the codes of a site. Returns the site with them, in memory of the host's.
+Site encoded(const Site& site, const Host& host) {
+  Site with = site;
+  if (!site.codes.data) return with;
+  const CodedLayout layout(site.codes);
+  char* to = static_cast<char*>(host.scratch(kCodedInput, layout.bytes * site.pixels));
+  const Image& image = site.input;  // of few pixels: rows of numbers, none cut
+  for (int64_t p = 0; p < site.pixels; ++p) encode(site.codes, layout, image.data + p * image.channels, to + p * layout.bytes);
+  with.codes.inputs = to;
+  return with;
+}
+
+void some_neurons(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
+  clear(site, pixel, first, last - first);
+  if (site.codes.data) return coded_neurons_at<Number>(site, pixel, first, last);
+  neurons_at<Number>(site, pixel, first, last);
+}
+
 void few_pixels_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   const Site& site = *cut.site;
   const int64_t first = index * cut.chunk_outputs, end = first + cut.chunk_outputs;
   const int64_t last = end < site.outputs ? end : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
-    const Pixel pixel = pixel_at(site, p);
-    clear(site, pixel, first, last - first);
-    neurons_at<Number>(site, pixel, first, last);
+    some_neurons(site, pixel_at(site, p), first, last);
   }
 }
 
@@ -93,7 +110,8 @@ int64_t head_numbers(const Site& site) {
 void site(const Site& site, const Host& host) {
   if (site.pixels == 0 || site.outputs == 0) return;
   if (site.few_pixels) {
-    const Cut cut{&site, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
+    const Site with = encoded(site, host);
+    const Cut cut{&with, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
   const int64_t most = site.head_in_pixel_lanes ? kLaneTile : kTile;
@@ -137,8 +155,14 @@ void value_piece(const void* context, int64_t index) {
   }
 }
 
+Reader reader_of(const Rows& rows, int64_t columns) {
+  const int64_t bytes = sizeof(Number);
+  return {static_cast<const char*>(rows.data), rows.stride * bytes, columns * bytes};
+}
+
 struct GroupCut {
   const FeedForward* layers;
+  const Site* site;
   int64_t columns, chunks;
   float* partials;  // [groups, rows, outputs]
 };
@@ -146,13 +170,11 @@ struct GroupCut {
 // Some hidden units from their first term to what they add to the outputs, at every row.
 void group_piece(const void* context, int64_t index) {
   const GroupCut& cut = *static_cast<const GroupCut*>(context);
-  const Site& site = *cut.layers->site;
+  const Site& site = *cut.site;
   const SecondLayer& second = cut.layers->second;
   const int64_t first = index * kGroup, end = first + kGroup, last = end < site.outputs ? end : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
-    const Pixel pixel = pixel_at(site, p);
-    clear(site, pixel, first, last - first);
-    neurons_at<Number>(site, pixel, first, last);
+    some_neurons(site, pixel_at(site, p), first, last);
     if (cut.layers->value) value_units<Number>(*cut.layers->value, p, first, last);
     float* partial = cut.partials + (index * site.pixels + p) * second.outputs;
     add_group<Number>(second, p, first, 0, second.outputs, partial);
@@ -173,7 +195,10 @@ void feed_forward(const FeedForward& layers, const Host& host) {
   if (layers.site->few_pixels) {
     const int64_t groups = divide_up(second.hidden_size, kGroup);
     const int64_t bytes = groups * second.rows * second.outputs * static_cast<int64_t>(sizeof(float));
-    const GroupCut cut{&layers, kColumns, divide_up(second.outputs, kColumns),
+    Site with = encoded(*layers.site, host);
+    with.readers[0] = reader_of(second.weight, second.outputs);
+    if (layers.value) with.readers[1] = reader_of(layers.value->weight, layers.value->input.channels);
+    const GroupCut cut{&layers, &with, kColumns, divide_up(second.outputs, kColumns),
                        static_cast<float*>(host.scratch(kPartials, bytes))};
     host.parallel(groups, group_piece, &cut);
     return host.parallel(cut.chunks * second.rows, join_piece, &cut);

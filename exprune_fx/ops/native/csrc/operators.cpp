@@ -144,7 +144,7 @@ struct LinearSite {
 };
 
 void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const Maybe& bias, const Head& head, int64_t block,
-                  const std::string& activation) {
+                  const std::string& activation, const CodeTensors& codes) {
   STD_TORCH_CHECK(weight.dim() == 2 && block >= 1, "exprune: a linear weight is [outputs, features]");
   made.rows = rows_of(x, weight.size(1));
   const auto strides = made.rows.strides();
@@ -152,12 +152,15 @@ void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const
   const Source source{dtype_of(made.rows, "the input"), made.rows.data_ptr(), strides[0], 0, 0, strides[1]};
   const Geometry geometry{rows, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1};
   build(made.built, source, geometry, weight, bias, head, block, activation);
+  set_codes(made.built, codes);
 }
 
 Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
-                          int64_t block, std::string guard, double number, Maybe limits, std::string activation) {
+                          int64_t block, std::string guard, double number, Maybe limits, std::string activation, Maybe codes,
+                          Maybe code_numbers, Maybe code_slack) {
   LinearSite made;
-  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
+  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
+               {codes, code_numbers, code_slack});
   Site& site = made.built.site;
   Tensor result = torch::stable::new_empty(x, with_last(x, site.outputs));
   if (residual.has_value()) {
@@ -211,17 +214,20 @@ Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const
 
 Tensor staged_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
                   std::string guard, double number, Maybe limits, std::string activation, Tensor weight_out,
-                  Maybe bias_out) {
+                  Maybe bias_out, Maybe codes, Maybe code_numbers, Maybe code_slack) {
   LinearSite made;
-  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
+  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
+               {codes, code_numbers, code_slack});
   return feed_forward(x, made, nullptr, weight_out, bias_out);
 }
 
 Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
                         std::string guard, double number, Maybe limits, std::string activation, Tensor weight_value,
-                        Maybe bias_value, Tensor weight_out, Maybe bias_out) {
+                        Maybe bias_value, Tensor weight_out, Maybe bias_out, Maybe codes, Maybe code_numbers,
+                        Maybe code_slack) {
   LinearSite made;
-  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation);
+  build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
+               {codes, code_numbers, code_slack});
   const Value value{weight_value, bias_value};
   return feed_forward(x, made, &value, weight_out, bias_out);
 }
@@ -279,18 +285,19 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
 
 #define EXPRUNE_HEAD "Tensor? down, Tensor? up, int[] stages, "
 #define EXPRUNE_GUARD "str guard, float number, Tensor? limits, "
+#define EXPRUNE_CODES ", Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
   library.def("kernels_isa() -> str");
   library.def("_force_isa(str isa) -> ()");
   library.def("staged_linear_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD
-              "int block, " EXPRUNE_GUARD "str activation) -> Tensor");
+              "int block, " EXPRUNE_GUARD "str activation" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_conv2d_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD EXPRUNE_GUARD
               "int[] stride, int[] padding, int[] dilation, int groups, str activation, int[] window=[]) -> Tensor");
   library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
-              "str activation, Tensor weight_out, Tensor? bias_out) -> Tensor");
+              "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
-              "str activation, Tensor weight_value, Tensor? bias_value, Tensor weight_out, Tensor? bias_out) -> Tensor");
+              "str activation, Tensor weight_value, Tensor? bias_value, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exprune, CompositeExplicitAutograd, library) {

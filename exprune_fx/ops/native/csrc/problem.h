@@ -74,6 +74,23 @@ struct Guard {
   const float* input_norms;  // Bound: [stages + 1, pixels]: of what each stage has not seen, and of the whole input
 };
 
+// A linear weight once more, rounded to 8 bits, with what the rounding costs: see exprune_fx/ops/codes.py. What they
+// prove is not read from the weight; no result depends on them.
+struct Codes {
+  const int8_t* data;       // segment by segment [outputs, numbers of the segment], and 64 bytes that may be read; or null
+  const float* numbers;     // [1 + blocks, outputs]: scale; the error's norm over each block of columns
+  const float* slack;       // [3]: for rounding, per unit of |x| and per tick; the least tick per unit of |x|
+  const int64_t* ends;      // [segments], columns
+  int64_t segments;
+  const char* inputs;       // what the rows of the input come to, one behind the other: filled in by the kernel
+};
+
+// Rows of weights that are read where a neuron is not zero: they are asked for as soon as that is likely.
+struct Reader {
+  const char* data;
+  int64_t stride, length;  // bytes
+};
+
 // One site: neurons x pixels. A linear layer is a convolution with one tap, its rows of input being the pixels.
 struct Site {
   Dtype dtype;  // of the weights
@@ -92,6 +109,8 @@ struct Site {
   const Segment* segments;     // [stages + 1]; the last is the tail
   Guard guard;
   Activation activation;
+  Codes codes;                 // of a linear layer, or none
+  Reader readers[2];           // of its result; known where a feed-forward block is one kernel
   const float* bias;           // [outputs] or null
   const float* residual;       // float32 or null
   int64_t residual_image, residual_row, residual_column, residual_output;  // strides
@@ -160,7 +179,7 @@ struct Host {
   void* (*scratch)(int purpose, int64_t bytes);
 };
 
-enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kElection, kPurposes };
+enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kElection, kCodedInput, kPurposes };
 
 // The kernels of one instruction set for one dtype.
 struct Kernels {
