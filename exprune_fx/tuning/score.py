@@ -64,15 +64,22 @@ class Score:
 _HINT = "return the metric as a float, or one number for each example as a list or a 1-d tensor; higher is better"
 
 
+def differences(dense: Score, staged: Score) -> Tensor | None:
+    """``dense - staged`` of each example, float64; None without a number for each."""
+    if not dense.each or len(dense.each) != len(staged.each):
+        return None
+    return torch.tensor(dense.each, dtype=torch.float64) - torch.tensor(staged.each, dtype=torch.float64)
+
+
 def drop_interval(dense: Score, staged: Score, seed: int = 0, level: float = 0.95) -> tuple[float, float] | None:
     """The paired bootstrap's interval of ``dense - staged``; None without a number for each example.
 
     Examples are drawn with replacement, each with both of its numbers, `RESAMPLES` times; the interval lies between the
     quantiles of the mean difference (Efron and Tibshirani 1993, section 13.3).
     """
-    if not dense.each or len(dense.each) != len(staged.each):
+    difference = differences(dense, staged)
+    if difference is None:
         return None
-    difference = torch.tensor(dense.each, dtype=torch.float64) - torch.tensor(staged.each, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     count = len(difference)
     means = torch.stack(

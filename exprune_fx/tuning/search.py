@@ -13,10 +13,10 @@ from exprune_fx.calibration import ranks
 from exprune_fx.calibration.frontier import Frontier, Option
 from exprune_fx.pipeline import transform
 from exprune_fx.plan import Objective, Plan
-from exprune_fx.tuning.climb import EVALUATIONS, Climb
+from exprune_fx.tuning.climb import EVALUATIONS, Climb, Loss
 from exprune_fx.tuning.ladder import Rung, ladder
 from exprune_fx.tuning.report import Trial, pareto
-from exprune_fx.tuning.score import Evaluate, Score
+from exprune_fx.tuning.score import Evaluate, Score, differences
 from exprune_fx.tuning.study import Study, plan_digest
 
 PROBE_ENERGY = 0.01  # of a site's energy: what sensitivities are measured with, on the average of the sites
@@ -87,7 +87,7 @@ class Search:
         rungs = ladder(self.frontier.options, sensitivity)
         climb = Climb(rungs, self.max_drop, 0.5 / len(self.dense.each) if self.dense.each else 0.0)
         with Progress(console=Console(stderr=True), disable=not self._shows, transient=True) as bar:
-            climb.run(self._drop_on(bar, bar.add_task("optimize", total=EVALUATIONS)))
+            climb.run(self._loss_on(bar, bar.add_task("optimize", total=EVALUATIONS)))
         rung = climb.best
         if rung is None:
             return Found(None, self.plan(None), self.dense, 0.0)
@@ -121,15 +121,15 @@ class Search:
     def _shows(self) -> bool:
         return self.show_progress and ranks.index() == 0
 
-    def _drop_on(self, bar: Progress, task: TaskID) -> Callable[[Rung], float]:
-        def drop(rung: Rung) -> float:
+    def _loss_on(self, bar: Progress, task: TaskID) -> Callable[[Rung], Loss]:
+        def loss(rung: Rung) -> Loss:
             _, score = self.scored(rung)
             self.tried(score, "measured", rung.damage, rung.flops_removed)
             front = ", ".join(f"-{100 * t.fraction_removed:.0f} % at {t.drop:+.3g}" for t in pareto(self.trials))
             bar.update(task, advance=1, description=f"optimize; so far {front}")
-            return self.dense.value - score.value
+            return Loss(self.dense.value - score.value, differences(self.dense, score))
 
-        return drop
+        return loss
 
     def _evaluated(self, graph: fx.GraphModule) -> Score:
         self.evaluations += 1
