@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
+from torch.types import IntLikeType
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
@@ -57,6 +58,19 @@ class CodeWeightsPass:
         return PassResult(result, changed=True, edits=len(nodes))
 
 
+def codes_pay(weight: Tensor, rows: IntLikeType, *, staged: bool) -> bool:
+    """Whether kernels are given codes.
+
+    Args:
+        weight: [out, K].
+        rows: of input; what is known only at run time may be few.
+        staged: the site has a head.
+    """
+    few = not isinstance(rows, int) or 0 < rows <= MOST_ROWS
+    large = weight.numel() * weight.element_size() >= LARGE_BYTES
+    return few and large and (weight.element_size() == 4 or not staged)
+
+
 def _pays(node: fx.Node) -> bool:
     if not is_call(node, *(getattr(exprune, name).default for name in _LINEAR)):
         return False
@@ -64,11 +78,8 @@ def _pays(node: fx.Node) -> bool:
     weight, x = given["weight"], given["x"].meta["val"]
     if given["codes"] is not None or weight.op != "get_attr":
         return False
-    value: Tensor = weight.meta["val"]
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    few = not isinstance(rows, int) or 0 < rows <= MOST_ROWS
-    large = value.numel() * value.element_size() >= LARGE_BYTES
-    return few and large and (value.element_size() == 4 or not given["stages"])
+    return codes_pay(weight.meta["val"], rows, staged=bool(given["stages"]))
 
 
 def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:

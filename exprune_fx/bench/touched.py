@@ -2,6 +2,8 @@
 
 Only what makes up the time of a compiled model counts: linear layers, convolutions, matrix products, attention and
 staged sites, each with its inputs, weights and outputs read or written once. Pointwise operators are fused into these.
+Of a weight that has codes, the codes are counted and the rows of nonzero units; a few more rows, which the codes leave
+open, are not.
 A staged linear site reads of a weight's row what its stages got to see for at least one of the call's rows; a linear
 layer that alone reads a staged site's activation needs the columns of its nonzero units only (`staged_ffn`).
 """
@@ -21,6 +23,7 @@ from exprune_fx.calibration.head_costs import bytes_read, flops_staged
 from exprune_fx.cost import SiteCost, dense_flops, evaluate, site_cost
 from exprune_fx.errors import PlanError
 from exprune_fx.graph.running import placeholder_values, symbol_values
+from exprune_fx.passes.code_weights import codes_pay
 from exprune_fx.pipeline import StagedRecord, record_of
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
@@ -195,10 +198,32 @@ class _Counter(fx.Interpreter):
         x = self.env[n.args[0]] if isinstance(n.args[0], fx.Node) else value
         axis = -1 if site.geometry is None else 1
         rows = [site.out_features, *(int(_anywhere(~mask, axis).sum()) for mask in masks)]
-        weights = _weight_elements(site, entry, rows)
+        needed = int(_anywhere(nonzero, axis).sum())
+        weight_bytes = _weight_bytes(site, entry, rows, needed, x)
         if site.gated is not None:
-            weights += int(_anywhere(nonzero, axis).sum()) * x.shape[-1]
-        self.counts.bytes += _bytes(x) + _bytes(value) + weights * x.element_size()
+            weight_bytes += needed * x.shape[-1] * x.element_size()
+        self.counts.bytes += _bytes(x) + _bytes(value) + weight_bytes
+
+
+def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int, x: Tensor) -> int:
+    """Bytes of a weight that are read; of one with codes (`CodeWeightsPass`), at least.
+
+    Args:
+        site: the site.
+        entry: its plan.
+        rows: see `_weight_elements`.
+        needed: outputs that are not zero.
+        x: the input.
+    """
+    size = x.element_size()
+    weight = torch.empty(site.weight_shape, dtype=x.dtype, device="meta")
+    if site.geometry is not None or not codes_pay(weight, x.numel() // x.shape[-1], staged=True):
+        return _weight_elements(site, entry, rows) * size
+    head_by_codes = entry.head == "prefix" and entry.guard is not None and not entry.guard.needs_squares
+    whole = rows[-1] * site.elements  # of these rows a prefix head has seen a part
+    codes = _weight_elements(site, entry, rows) if head_by_codes else whole
+    head = 0 if head_by_codes else (_weight_elements(site, entry, rows) - whole) * size
+    return head + codes + needed * site.elements * size
 
 
 def _weight_elements(site: Site, entry: SitePlan, rows: Sequence[int]) -> int:
@@ -221,7 +246,7 @@ def _weight_elements(site: Site, entry: SitePlan, rows: Sequence[int]) -> int:
 def _cost(record: StagedRecord, site: Site, entry: SitePlan) -> SiteCost:
     assert entry.guard is not None
     assert entry.head in ("prefix", "principal")
-    return site_cost(record.dense, site, entry.head, entry.stages, entry.guard)
+    return site_cost(record.dense, site, entry.head, entry.stages, entry.guard, entry.window)
 
 
 def _anywhere(mask: Tensor, axis: int) -> Tensor:

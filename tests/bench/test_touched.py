@@ -12,6 +12,7 @@ from exprune_fx.bench.touched import count_touched
 from exprune_fx.errors import PlanError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
+from exprune_fx.passes import code_weights
 from exprune_fx.pipeline import transform
 from exprune_fx.plan import Array, Plan, SitePlan
 
@@ -42,6 +43,18 @@ def test_a_feed_forward_block_reads_what_goes_on_and_the_columns_of_what_is_not_
     activations = 8 + 32 + 32 + 8 + 8  # in, hidden out and in, out, and the second bias
     assert touched.bytes == 4 * (head + tail + second + activations)
     assert touched.bytes_dense == 4 * (2 * 32 * 8 + activations + 32)  # the dense first layer's bias counts too
+
+
+def test_of_a_weight_with_codes_the_codes_are_read_and_the_rows_that_are_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(code_weights, "LARGE_BYTES", 4 * 32 * 8)
+    thresholds = torch.full((32,), -torch.inf)
+    thresholds[16:24] = 0.0
+    touched = count_touched(staged_ffn(thresholds), [(torch.ones(1, 8),)])
+    codes, needed = 32 * 2 + 24 * 6, 16 * 8
+    activations = 8 + 32 + 32 + 8 + 8
+    assert touched.bytes == codes + 4 * (needed + 16 * 8 + activations)
 
 
 def test_a_row_that_one_of_several_tokens_needs_is_read_once() -> None:
