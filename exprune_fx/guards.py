@@ -141,8 +141,10 @@ class Calibrated(Guard):
     """Stop when ``S + c < t_j``: one threshold a neuron, the largest that loses ``budget`` of its energy at most.
 
     The energy of neuron j is the sum of ``activation(z_j)^2`` over the calibration examples; where a max-pool alone
-    reads the activation, over the elements that win a window. Budget 0 stops only neurons below everything that ever
-    came alive.
+    reads the activation, over the elements that win a window. Where its windows do not overlap, neurons are rivals too:
+    one stops also when ``S + c < R - m_j``, R being the largest ``S + c`` in its window; its energy is that of what the
+    pool passes on, and what is lost of it the squared error there. Budget 0 stops only neurons below everything that
+    ever came alive.
 
     Raises:
         GuardError: budget is not in [0, 1).

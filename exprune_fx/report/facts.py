@@ -112,6 +112,11 @@ class TotalFacts:
     fraction_removed: float | None
 
 
+def _guard_text(entry: SitePlan) -> str:
+    """The stop rule, and the windows in which neurons are rivals."""
+    return f"{entry.guard}, rivals in {'x'.join(map(str, entry.window))}" if entry.window else str(entry.guard)
+
+
 def claim_text(guard: Guard, calibration_examples: int) -> str:
     """What a guard's savings rest on: a proof, an estimate with its alpha, or a measurement on examples."""
     if guard.claim == "proved":
@@ -195,7 +200,7 @@ def site_facts(site: Site, flops: sympy.Expr, sizes: Sizes, entry: SitePlan | No
         reason=site.obstacle or (entry.reason if entry is not None else ""),
         head=entry.head if entry is not None and staged else "",
         stages=entry.stages if entry is not None else (),
-        guard=str(guard) if guard is not None else "",
+        guard=_guard_text(entry) if entry is not None and guard is not None else "",
         claim=claim_text(guard, examples) if guard is not None else "",
         alive_fraction=entry.alive_fraction if entry is not None else (),
         measured=False,
