@@ -23,7 +23,7 @@ from exprune_fx.studies.static.peers import peers_section, run_peers
 from exprune_fx.studies.static.ranks import ranks_section, run_ranks
 from exprune_fx.studies.static.stacked import Settings, run_stacked, stacked_section
 from exprune_fx.studies.static.yolo import run_yolo, yolo_sections
-from exprune_fx.studies.subjects.training import Recipe
+from exprune_fx.zoo.training import Recipe
 
 Say = Callable[[str], None]
 Save = Callable[[dict[str, Any]], None]

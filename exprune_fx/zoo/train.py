@@ -19,9 +19,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from exprune_fx.errors import DataError
+from exprune_fx.zoo import training
 from exprune_fx.zoo.data import load_raw, normalise
 from exprune_fx.zoo.evaluate import accuracy
 from exprune_fx.zoo.models import resnet_fashion, vgg_fashion
@@ -31,28 +30,18 @@ FACTORIES: dict[str, Callable[[], nn.Module]] = {"vgg": vgg_fashion, "resnet": r
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides the outcome of a training run, but for the machine's rounding.
+class Recipe(training.Recipe):
+    """As the shipped models were trained; the seed is that of the initial weights too.
 
     Attributes:
-        epochs: passes over the images.
-        seed: of the initial weights, the order of the images and the augmentation.
-        batch_size: images a step.
-        peak_lr: the highest learning rate of the one-cycle schedule.
-        weight_decay: on all parameters; it also pushes pre-activations below zero, which early stopping feeds on.
-        label_smoothing: of the cross entropy.
         augmented: shift and mirror the images; a last epoch without it brings the model to the images as they are.
-        bfloat16: run forward and backward under bfloat16 autocast; the weights stay float32.
     """
 
     epochs: int = 12
-    seed: int = 0
-    batch_size: int = 128
     peak_lr: float = 0.15
-    weight_decay: float = 5e-4
     label_smoothing: float = 0.05
-    augmented: bool = True
     bfloat16: bool = False
+    augmented: bool = True
 
 
 def augment(images: Tensor, generator: torch.Generator, pad: int = 2) -> Tensor:
@@ -66,14 +55,7 @@ def augment(images: Tensor, generator: torch.Generator, pad: int = 2) -> Tensor:
     Returns:
         uint8, N x H x W.
     """
-    count, height, width = images.shape
-    padded = F.pad(images, (pad, pad, pad, pad))
-    shift = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    rows = shift[0] + torch.arange(height)
-    columns = shift[1] + torch.arange(width)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return training.augment(images[:, None], generator, pad)[:, 0]
 
 
 def batches(images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
@@ -88,25 +70,9 @@ def batches(images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Gen
     Yields:
         (images float32 B x 1 x 28 x 28, labels int64 B); the rest that fills no batch is left out.
     """
-    order = torch.randperm(len(images), generator=generator)
-    for start in range(0, len(images) - recipe.batch_size + 1, recipe.batch_size):
-        chosen = order[start : start + recipe.batch_size]
+    for chosen in training.drawn(len(images), recipe, generator):
         pixels = augment(images[chosen], generator) if recipe.augmented else images[chosen]
         yield normalise(pixels), labels[chosen]
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
-) -> float:
-    """One step of gradient descent on one batch; returns the loss before it (cross entropy, nats an image)."""
-    optimizer.zero_grad(set_to_none=True)
-    images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
-        logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
 
 
 def train(
@@ -131,29 +97,17 @@ def train(
     Raises:
         DataError: there is no epoch, or fewer images than a batch.
     """
-    steps = recipe.epochs * (len(images) // recipe.batch_size)
-    if steps < 1:
-        raise DataError(
-            f"{recipe.epochs} epochs of {len(images)} images in batches of {recipe.batch_size} make no training step",
-            hint="give at least one epoch and at least one batch of images",
-        )
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = factory().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.peak_lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps, pct_start=0.25)
+    run = training.Training(factory(), len(images), recipe)
     step = 0
     for _ in range(recipe.epochs):
         for batch_images, batch_labels in batches(images, labels, recipe, generator):
-            loss = train_step(model, optimizer, batch_images, batch_labels, recipe)
-            schedule.step()
+            loss = run.step(batch_images, batch_labels)
             if on_step is not None:
                 on_step(step, loss)
             step += 1
-    trained: nn.Module = model.to(memory_format=torch.contiguous_format).eval()
-    return trained
+    return run.finish()
 
 
 def _parser() -> argparse.ArgumentParser:

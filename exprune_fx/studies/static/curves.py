@@ -18,7 +18,8 @@ from exprune_fx.static.folding import Constants
 from exprune_fx.static.select import Ranking
 from exprune_fx.studies.static.classifiers import Classifier, judge
 from exprune_fx.studies.static.tables import percent, section
-from exprune_fx.studies.subjects.training import Recipe, train_classifier
+from exprune_fx.studies.subjects.training import train_classifier
+from exprune_fx.zoo.training import Recipe
 
 Say = Callable[[str], None]
 SHARES = (0.25, 0.5, 0.75)

@@ -21,7 +21,8 @@ from exprune_fx.report.layout import Section
 from exprune_fx.static import Criterion, shrink
 from exprune_fx.studies.static.classifiers import Classifier, judge
 from exprune_fx.studies.static.tables import percent, section
-from exprune_fx.studies.subjects.training import Recipe, train_classifier
+from exprune_fx.studies.subjects.training import train_classifier
+from exprune_fx.zoo.training import Recipe
 
 Say = Callable[[str], None]
 FORMS = ("dense", "shrunk", "staged", "both")

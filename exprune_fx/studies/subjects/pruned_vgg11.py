@@ -9,8 +9,9 @@ from exprune_fx.bench.vgg import vgg11_bn
 from exprune_fx.errors import DataError
 from exprune_fx.studies.subjects.cifar import Folder, Sizes, cifar_subject, training_images
 from exprune_fx.studies.subjects.subject import Subject
-from exprune_fx.studies.subjects.training import Recipe, Say, train_classifier
+from exprune_fx.studies.subjects.training import Say, train_classifier
 from exprune_fx.studies.subjects.weights import read_or_train, read_weights
+from exprune_fx.zoo.training import Recipe
 
 NAME = "pruned-vgg11"
 SPARSITY = 0.95

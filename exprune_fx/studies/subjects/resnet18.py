@@ -7,8 +7,9 @@ import torch
 from exprune_fx.studies.subjects.cifar import Folder, Sizes, cifar_subject, training_images
 from exprune_fx.studies.subjects.networks import resnet18
 from exprune_fx.studies.subjects.subject import Subject
-from exprune_fx.studies.subjects.training import Recipe, Say, train_classifier
+from exprune_fx.studies.subjects.training import Say, train_classifier
 from exprune_fx.studies.subjects.weights import read_or_train
+from exprune_fx.zoo.training import Recipe
 
 NAME = "resnet18"
 WIDTH, PAPER_WIDTH = 16, 64

@@ -21,7 +21,7 @@ from exprune_fx.studies.static.curves import (
     curves_sections,
     run_curves,
 )
-from exprune_fx.studies.subjects.training import Recipe
+from exprune_fx.zoo.training import Recipe
 from tests.studies.static.subjects import made, subject, tiny
 
 TUNED = Setting(Recipe(1, batch_size=8, peak_lr=0.05, bfloat16=False), bfloat16=False)
@@ -39,16 +39,16 @@ def test_every_criterion_is_shrunk_to_size_and_tuned_alike() -> None:
     found = run_curves(
         one,
         criteria(one, shares=(0.5,)),
-        (0.3, 0.6),
+        (0.3,),
         TUNED,
         lambda _: None,
         lambda so_far: seen.append(len(so_far.points)),
     )
     assert found.names() == ("Expressiveness", "Magnitude", "Taylor", "Random", "Hybrid(0.5)")
-    assert seen == list(range(1, 12)), "what there is is given after every point"
+    assert seen == list(range(1, 7)), "what there is is given after every point"
     for name in found.names():
-        assert [p.params_removed for p in found.of(name)] == pytest.approx([0.3, 0.6], abs=0.1)
-        assert all(p.params_removed >= wanted for p, wanted in zip(found.of(name), (0.3, 0.6), strict=True))
+        (point,) = found.of(name)
+        assert 0.3 <= point.params_removed <= 0.4
     assert found.dense.params_removed == 0
     assert found.dense.before == judge(tiny(), one.test, bfloat16=False)
     again = run_curves(one, {"Magnitude": criteria(one)["Magnitude"]}, (0.3,), TUNED, lambda _: None)

@@ -10,7 +10,7 @@ from exprune_fx.compiling import Runnable
 from exprune_fx.static import Magnitude
 from exprune_fx.studies.static import stacked
 from exprune_fx.studies.static.stacked import FORMS, Settings, run_stacked, stacked_section
-from exprune_fx.studies.subjects.training import Recipe
+from exprune_fx.zoo.training import Recipe
 from tests.studies.static.subjects import subject
 
 

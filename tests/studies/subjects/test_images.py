@@ -15,8 +15,9 @@ from exprune_fx.studies.subjects.cifar import Sizes
 from exprune_fx.studies.subjects.networks import resnet18
 from exprune_fx.studies.subjects.pruned_vgg11 import make_pruned_vgg11, prune_globally, zero_share
 from exprune_fx.studies.subjects.resnet18 import make_resnet18
-from exprune_fx.studies.subjects.training import Recipe, augment, train_classifier
+from exprune_fx.studies.subjects.training import train_classifier
 from exprune_fx.studies.subjects.vgg11 import make_vgg11
+from exprune_fx.zoo.training import Recipe, augment
 
 SIZES = Sizes(4, 4, 5)
 
