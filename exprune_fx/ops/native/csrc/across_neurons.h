@@ -104,8 +104,8 @@ static inline void add_squares(const Site& site, const Pixel& pixel, const Segme
   }
 }
 
-// Takes the stages for the neurons of a list. partial: their sums so far, of which zero is left if the head's sums are no
-// part of the neuron's. Returns how many are alive: they are the list's first, in order.
+// Takes the stages for the neurons of a list. partial: their sums so far, set to zero if the head's sums are no part of
+// the neuron's. Returns how many are alive: they are the list's first, in order.
 template <class T>
 static inline int exact_stages(const Site& site, const Pixel& pixel, int32_t* list, float* partial, int alive) {
   float squares[kNeurons + W] = {};

@@ -1,6 +1,6 @@
 // Few rows of input: whether a neuron stops, and whether it is zero, is read from 8-bit codes of its weights where they
-// prove it. All other neurons are computed from the weights, by the sums that would have been taken without codes: every
-// result is the same to the last bit.
+// prove it. All others are computed from the weights, by the sums that would have been taken without codes: every result
+// is the same to the last bit.
 #pragma once
 
 #include "across_neurons.h"
@@ -32,7 +32,9 @@ struct CodedLayout {
 
   explicit CodedLayout(const Codes& codes) {
     each_block(codes, [&](int64_t, int64_t, int64_t) { ++blocks; });
-    for (int64_t s = 0, begin = 0; s < codes.segments; begin = codes.ends[s++]) ticks += padded_ticks(codes.ends[s] - begin);
+    for (int64_t s = 0, begin = 0; s < codes.segments; begin = codes.ends[s++]) {
+      ticks += padded_ticks(codes.ends[s] - begin);
+    }
     facts = (2 + blocks + 15) / 16 * 16;
     bytes = facts * static_cast<int64_t>(sizeof(float)) + ticks * static_cast<int64_t>(sizeof(int16_t));
   }
@@ -100,18 +102,12 @@ static inline void encode(const Codes& codes, const CodedLayout& layout, const f
   }
 }
 
-EXPRUNE_INLINE void ask_for(const char* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
-
 // What codes say of some neurons, at one row of input.
 struct CodedNeurons {
   const Site& site;
-  const CodedLayout& layout;
   CodedInput input;
   int64_t first;               // neuron
   int32_t sum[kNeurons] = {};  // over the segments so far, in ticks and codes
-  int64_t blocks = 0;          // of these segments
 
   EXPRUNE_INLINE_METHOD const int8_t* row(int64_t segment, int64_t neuron, int64_t length) const {
     const int64_t begin = segment ? site.codes.ends[segment - 1] : 0;
@@ -124,7 +120,9 @@ struct CodedNeurons {
 
   EXPRUNE_INLINE_METHOD void ask(int64_t segment, const int32_t* list, int count) const {
     const int64_t bytes = length(segment);
-    for (int j = 0; j < count; ++j) ask_for(reinterpret_cast<const char*>(row(segment, list[j], bytes)), bytes);
+    for (int j = 0; j < count; ++j) {
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row(segment, list[j], bytes) + i, 0, 2);
+    }
   }
 
   // Adds a segment for the listed neurons; `more` follow them in the list, and will be added next.
@@ -163,7 +161,8 @@ struct CodedNeurons {
     int32_t sums_of[W] = {};
     const bool neighbours = lanes.neighbours();
     for (int j = 0; j < lanes.count && !neighbours; ++j) sums_of[j] = sum[lanes.list[j] - first];
-    const Vec estimate = floats(neighbours ? sum + (lanes.list[0] - first) : sums_of) * (lanes.gather(numbers) * all(input.facts[0]));
+    const Vec ticks = floats(neighbours ? sum + (lanes.list[0] - first) : sums_of);
+    const Vec estimate = ticks * (lanes.gather(numbers) * all(input.facts[0]));
     Vec error = all(input.facts[1]);
     const int64_t count = blocks_before(segments);
     for (int64_t b = 0; b < count; ++b) {
@@ -180,26 +179,15 @@ template <class T>
 static inline void exact_sums(const Site& site, const Pixel& pixel, int64_t last, const int32_t* list, int count,
                               float* partial) {
   memset(partial, 0, sizeof(float) * static_cast<size_t>((count + W - 1) / W * W));
-  for (int64_t s = 0; s <= last; ++s) add_segment<T>(site, pixel, site.segments[s], s == 0 && site.stages > 0, list, count, partial);
-}
-
-// Asks for what exact_sums will read of segments 0 .. last.
-template <class T>
-EXPRUNE_INLINE void ask_for_rows(const Site& site, int64_t last, const int32_t* list, int count) {
-  for (int64_t s = site.principal ? site.stages : 0; s <= last; ++s) {
-    prefetch<T>(site, site.segments[s], s == 0 && site.stages > 0 ? site.head_weight : site.weight, list, count);
-  }
-}
-
-EXPRUNE_INLINE void ask_for_readers(const Site& site, const int32_t* list, int count) {
-  for (const Reader& reader : site.readers) {
-    for (int j = 0; j < count; ++j) ask_for(reader.data + list[j] * reader.stride, reader.length);
+  for (int64_t s = 0; s <= last; ++s) {
+    add_segment<T>(site, pixel, site.segments[s], s == 0 && site.stages > 0, list, count, partial);
   }
 }
 
 // Who of a list goes on after a stage. Returns how many.
 template <class T>
-static inline int alive_by_codes(const CodedNeurons& coded, const Pixel& pixel, int64_t stage, int32_t* list, int count) {
+static inline int alive_by_codes(const CodedNeurons& coded, const Pixel& pixel, int64_t stage, int32_t* list,
+                                 int count) {
   const Site& site = coded.site;
   uint32_t alive[kNeurons / W];
   int32_t unsure[kNeurons + W];
@@ -210,13 +198,11 @@ static inline int alive_by_codes(const CodedNeurons& coded, const Pixel& pixel, 
     coded.between(lanes, stage + 1, low, high);
     alive[at / W] = alive_after(lanes, stage, low, zero());
     uint32_t rest = alive_after(lanes, stage, high, zero()) & ~alive[at / W];
-    const int before = open;
     for (; rest; rest &= rest - 1) {
       places[open] = at + __builtin_ctz(rest);
       unsure[open] = list[places[open]];
       ++open;
     }
-    if (site.large) ask_for_rows<T>(site, stage, unsure + before, open - before);
   }
   if (open) {
     float partial[kNeurons + W];
@@ -249,19 +235,10 @@ static inline int positive_by_codes(CodedNeurons& coded, const Pixel& pixel, int
     for (int64_t s = from; s < codes.segments; ++s) coded.add(s, lanes.list, lanes.count, count - at - lanes.count);
     Vec low, high;
     coded.between(lanes, codes.segments, low, high);
-    const Vec constant = lanes.constant();
-    const uint32_t bits = ~less(high + constant, zero()) & lanes_below(lanes.count);
-    const uint32_t likely = less(zero(), low + high + (constant + constant)) & bits;
-    const int more = __builtin_popcount(bits);
-    int32_t readers[2 * W];
-    compress(readers, lanes.list, likely);
+    const uint32_t bits = ~less(high + lanes.constant(), zero()) & lanes_below(lanes.count);
     compress(list + next, lanes.list, bits);
     compress(partial + next, load(partial + at), bits);
-    if (coded.site.large) {
-      ask_for_rows<T>(coded.site, coded.site.stages, list + next, more);
-      ask_for_readers(coded.site, readers, __builtin_popcount(likely));
-    }
-    next += more;
+    next += __builtin_popcount(bits);
     const int dropped = at + lanes.count - next;
     if (at == 0 && dropped * static_cast<int>(sizeof(T)) < lanes.count) {  // reading codes costs more than it spares
       for (int j = at + lanes.count; j < count; ++j, ++next) list[next] = list[j], partial[next] = partial[j];
@@ -277,7 +254,7 @@ static inline void coded_neurons_at(const Site& site, const Pixel& pixel, int64_
   const CodedLayout layout(site.codes);
   const CodedInput input = layout.at(site.codes, pixel.index);
   if (input.facts[0] != input.facts[0]) return neurons_at<T>(site, pixel, first, last);
-  CodedNeurons coded{site, layout, input, first};
+  CodedNeurons coded{site, input, first};
   int32_t list[kNeurons + W];
   float partial[kNeurons + W] = {};
   int alive = static_cast<int>(last - first);

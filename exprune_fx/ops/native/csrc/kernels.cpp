@@ -81,7 +81,9 @@ Site encoded(const Site& site, const Host& host) {
   const CodedLayout layout(site.codes);
   char* to = static_cast<char*>(host.scratch(kCodedInput, layout.bytes * site.pixels));
   const Image& image = site.input;  // of few pixels: rows of numbers, none cut
-  for (int64_t p = 0; p < site.pixels; ++p) encode(site.codes, layout, image.data + p * image.channels, to + p * layout.bytes);
+  for (int64_t p = 0; p < site.pixels; ++p) {
+    encode(site.codes, layout, image.data + p * image.channels, to + p * layout.bytes);
+  }
   with.codes.inputs = to;
   return with;
 }
@@ -155,11 +157,6 @@ void value_piece(const void* context, int64_t index) {
   }
 }
 
-Reader reader_of(const Rows& rows, int64_t columns) {
-  const int64_t bytes = sizeof(Number);
-  return {static_cast<const char*>(rows.data), rows.stride * bytes, columns * bytes};
-}
-
 struct GroupCut {
   const FeedForward* layers;
   const Site* site;
@@ -195,9 +192,7 @@ void feed_forward(const FeedForward& layers, const Host& host) {
   if (layers.site->few_pixels) {
     const int64_t groups = divide_up(second.hidden_size, kGroup);
     const int64_t bytes = groups * second.rows * second.outputs * static_cast<int64_t>(sizeof(float));
-    Site with = encoded(*layers.site, host);
-    with.readers[0] = reader_of(second.weight, second.outputs);
-    if (layers.value) with.readers[1] = reader_of(layers.value->weight, layers.value->input.channels);
+    const Site with = encoded(*layers.site, host);
     const GroupCut cut{&layers, &with, kColumns, divide_up(second.outputs, kColumns),
                        static_cast<float*>(host.scratch(kPartials, bytes))};
     host.parallel(groups, group_piece, &cut);

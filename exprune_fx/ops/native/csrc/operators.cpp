@@ -156,8 +156,8 @@ void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const
 }
 
 Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
-                          int64_t block, std::string guard, double number, Maybe limits, std::string activation, Maybe codes,
-                          Maybe code_numbers, Maybe code_slack) {
+                          int64_t block, std::string guard, double number, Maybe limits, std::string activation,
+                          Maybe codes, Maybe code_numbers, Maybe code_slack) {
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
                {codes, code_numbers, code_slack});
@@ -297,7 +297,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
   library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
               "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
-              "str activation, Tensor weight_value, Tensor? bias_value, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
+              "str activation, Tensor weight_value, Tensor? bias_value, Tensor weight_out, "
+              "Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exprune, CompositeExplicitAutograd, library) {

@@ -85,12 +85,6 @@ struct Codes {
   const char* inputs;       // what the rows of the input come to, one behind the other: filled in by the kernel
 };
 
-// Rows of weights that are read where a neuron is not zero: they are asked for as soon as that is likely.
-struct Reader {
-  const char* data;
-  int64_t stride, length;  // bytes
-};
-
 // One site: neurons x pixels. A linear layer is a convolution with one tap, its rows of input being the pixels.
 struct Site {
   Dtype dtype;  // of the weights
@@ -110,7 +104,6 @@ struct Site {
   Guard guard;
   Activation activation;
   Codes codes;                 // of a linear layer, or none
-  Reader readers[2];           // of its result; known where a feed-forward block is one kernel
   const float* bias;           // [outputs] or null
   const float* residual;       // float32 or null
   int64_t residual_image, residual_row, residual_column, residual_output;  // strides
