@@ -65,9 +65,10 @@ def test_version() -> None:
     assert (done.exit_code, done.output) == (0, f"exprune_fx {version('exprune_fx')}\n")
 
 
-def test_the_console_script_runs() -> None:
+@pytest.mark.parametrize("how", [["-c", "from exprune_fx.cli import main; main()"], ["-m", "exprune_fx"]], ids=" ".join)
+def test_the_console_script_runs(how: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from exprune_fx.cli import main; main()", "--version"],
+        [sys.executable, *how, "--version"],
         capture_output=True,
         text=True,
         check=True,
