@@ -24,6 +24,7 @@ from exprune_fx.ops.dominance import LARGEST_CODE, in_one_row
 BLOCK = 256  # columns whose error has one norm: as in csrc/coded.h
 _ROUNDING = 2.0**-23  # twice the unit roundoff of float32
 _TINY = 1e-30
+_NUMBERS_AT_ONCE = 2**24  # of the weight, in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +60,23 @@ def blocks_of(ends: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def codes_of(weight: Tensor, ends: Sequence[int]) -> Codes:
-    """Makes the codes of a weight.
+    """Makes the codes of a weight, in float64, some rows at a time.
 
     Args:
         weight: [out, K], floating point.
         ends: columns up to the end of each segment, increasing; the last is K.
     """
-    wide = weight.detach().double()
+    at_once = max(1, _NUMBERS_AT_ONCE // max(1, weight.shape[1]))
+    parts = [_part(rows, ends) for rows in weight.detach().split(at_once)]
+    codes, numbers, lengths = (
+        torch.cat(pieces, dim) for dim, pieces in zip((0, 1, 1), zip(*parts, strict=True), strict=True)
+    )
+    return Codes(in_one_row(codes, ends), numbers, _slack(weight.shape[1], *lengths.amax(1)))
+
+
+def _part(weight: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [rows, K] of some rows, their numbers, and norms [3, rows]: of a row, of it rounded, of its codes."""
+    wide = weight.double()
     finite = torch.isfinite(wide).all(1, keepdim=True)
     wide = torch.where(finite, wide, 0.0)
     scale = (wide.abs().amax(1, keepdim=True) / LARGEST_CODE).float().double()
@@ -73,18 +84,14 @@ def codes_of(weight: Tensor, ends: Sequence[int]) -> Codes:
     error = wide - scale * codes
     norms = [error[:, first:last].norm(dim=1) * (1 + _ROUNDING) + _TINY for first, last in blocks_of(ends)]
     sound = finite.flatten()
-    return Codes(
-        codes=in_one_row(codes.to(torch.int8), ends),
-        numbers=torch.stack([scale.flatten(), *(torch.where(sound, norm, torch.inf) for norm in norms)]).float(),
-        slack=_slack(wide, scale, codes),
-    )
+    numbers = torch.stack([scale.flatten(), *(torch.where(sound, norm, torch.inf) for norm in norms)]).float()
+    lengths = torch.stack([wide.norm(dim=1), (scale * codes).norm(dim=1), codes.norm(dim=1)])
+    return codes.to(torch.int8), numbers, lengths
 
 
-def _slack(wide: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
+def _slack(features: int, longest: Tensor, longest_rounded: Tensor, longest_codes: Tensor) -> Tensor:
     """See `Codes`. A float32 sum of n products errs by at most n unit roundoffs of the product of the norms."""
-    features = wide.shape[1]
-    longest = wide.norm(dim=1).amax()
     of_input = _ROUNDING * (features + 16) * longest + _TINY
-    of_tick = 0.51 * features**0.5 * (scale * codes).norm(dim=1).amax()
-    least_tick = codes.norm(dim=1).amax() / 2.0**30
+    of_tick = 0.51 * features**0.5 * longest_rounded
+    least_tick = longest_codes / 2.0**30
     return (torch.stack([of_input, of_tick, least_tick]) * (1 + 1e-6)).float()

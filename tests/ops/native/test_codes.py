@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exprune_fx.errors import KernelError
-from exprune_fx.ops import native
+from exprune_fx.ops import codes, native
 from exprune_fx.ops.codes import Codes, blocks_of, code_ends, codes_of
 from exprune_fx.ops.native.fake import SQUARES
 from tests.ops.native import cases
@@ -154,6 +154,15 @@ def test_codes_and_their_norms_bound_every_product(out: int, features: int, seed
     estimate = scale * (torch.cat(segments, 1).double() @ x)
     error = sum(norm * x[first:last].norm() for norm, (first, last) in zip(norms, blocks_of(ends), strict=True))
     assert ((weight.double() @ x - estimate).abs() <= error).all()
+
+
+def test_codes_do_not_depend_on_how_many_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(37, 300)
+    weight[5, 3], weight[7] = torch.inf, 0.0
+    whole = codes_of(weight, [40, 300])
+    monkeypatch.setattr(codes, "_NUMBERS_AT_ONCE", 3000)
+    for one, other in zip(vars(whole).values(), vars(codes_of(weight, [40, 300])).values(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_wrong_codes_are_refused_where_the_graph_is_traced() -> None:
