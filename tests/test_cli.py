@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from exprune_fx.static.select import Ranking
 from tests.report import tiny
 
 HERE = "tests.test_cli"
+IMAGES = 500
 
 
 def call(*args: str) -> Any:
@@ -177,8 +180,10 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 
 @functools.cache
 def demonstrated() -> tuple[str, dict[str, Any]]:
-    """What ``exprune demo`` printed and wrote for one model; run once for all tests."""
-    with tempfile.TemporaryDirectory() as folder:
+    """What ``exprune demo`` printed and wrote for one model and a quarter of the images; run once for all tests."""
+    sample = zoo.load_sample()
+    fewer = zoo.Sample(*(getattr(sample, field.name)[:IMAGES] for field in dataclasses.fields(sample)))
+    with tempfile.TemporaryDirectory() as folder, mock.patch("exprune_fx.cli.demo.load_sample", return_value=fewer):
         path = Path(folder) / "demo.json"
         done = call("demo", "--model", "vgg_fashion", "--json", str(path))
         assert done.exit_code == 0, done.output
@@ -188,7 +193,7 @@ def demonstrated() -> tuple[str, dict[str, Any]]:
 def test_demo_prints_both_accuracies_and_on_how_many_images() -> None:
     printed, data = demonstrated()
     (model,) = data["models"]
-    assert "2,000" in printed
+    assert f"{IMAGES} test images" in printed
     assert "no fine-tuning" in printed
     for accuracy in (model["accuracy_dense"], model["accuracy_staged"]):
         assert f"{100 * accuracy:.2f} %" in printed
@@ -206,13 +211,13 @@ def test_demo_json_adds_up() -> None:
     data = demonstrated()[1]
     (model,) = data["models"]
     assert (data["library"], data["torch"]) == (version("exprune_fx"), torch.__version__)
-    assert (model["name"], model["examples"], data["calibration_examples"]) == ("vgg_fashion", 2000, 1000)
+    assert (model["name"], model["examples"], data["calibration_examples"]) == ("vgg_fashion", IMAGES, IMAGES)
     assert data["fine_tuning"] is False
     for entry in (model, *model["sites"], *model["curves"]):
         assert {type(entry[f"flops_{kind}"]) for kind in ("dense", "staged", "overhead")} == {float}
         total = entry["flops_staged"] + entry["flops_overhead"]
         assert entry["fraction_removed"] == pytest.approx(1 - total / entry["flops_dense"])
-    assert model["flops_dense_per_example"] == pytest.approx(model["flops_dense"] / 2000)
+    assert model["flops_dense_per_example"] == pytest.approx(model["flops_dense"] / IMAGES)
     saved = sum(site["flops_dense"] - site["flops_staged"] for site in model["sites"])
     assert model["flops_dense"] - model["flops_staged"] == pytest.approx(saved)
     assert model["flops_overhead"] == pytest.approx(sum(site["flops_overhead"] for site in model["sites"]))

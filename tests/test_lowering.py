@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.graph import capture
 from exprune_fx.graph.edits import tensor_at, tensor_names
 from exprune_fx.graph.printing import python_text
 from exprune_fx.graph.verify import verify
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.measurement import measure
 from exprune_fx.ops import native
+from exprune_fx.passes import code_weights
 from exprune_fx.pipeline import normalise, readable_form, record_of, rewrite, transform
 from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.report import explain
 from exprune_fx.sites import find_sites
+from tests.captures import captured_alike
 from tests.passes.fused import need_operators
 from tests.passes.staging import EVERY_GUARD, GatedNet, ResidualNet, SquaredNet, plan_for, randomised
 
@@ -36,7 +37,7 @@ def _operators(monkeypatch: pytest.MonkeyPatch) -> None:
 def captured(kind: type[nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, fx.GraphModule, Tensor]:
     model = randomised(kind()).float()
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
-    return model, capture(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), x
+    return model, captured_alike(model, x, ({0: torch.export.Dim("batch")},)), x
 
 
 def fused(gm: fx.GraphModule) -> list[str]:
@@ -209,3 +210,18 @@ def test_sites_are_found_again_in_the_dense_graph_of_the_record() -> None:
     record = record_of(transform(gm, plan_for(normalise(gm), Calibrated(0.1))))
     assert record is not None
     assert find_sites(record.dense) == record.sites
+
+
+def test_codes_and_what_they_hold_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_weights, "LARGE_BYTES", 1)
+    _, gm, x = captured(SquaredNet, (6,))
+    plan = plan_for(normalise(gm), Calibrated(0.1))
+    found = explain(transform(gm, plan))
+    held = next(site.code_bytes for site in found.sites if site.operator)
+    weight = normalise(gm).get_parameter("fc2.weight")
+    assert held == weight.numel() + 64
+    assert "by 8-bit codes of its weight (0.0 MB more)" in " ".join(str(found).split())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            transform(gm, plan)(x[:2]), transform(gm, plan, lower=False)(x[:2]), rtol=1e-5, atol=1e-5
+        )

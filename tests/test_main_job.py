@@ -1,7 +1,11 @@
-"""The main job on the shipped models and real images: what it saves, and that Bound changes nothing."""
+"""The main job on the shipped models and real images: what it saves, and that Bound changes nothing.
+
+`EXPRUNE_TEST_IMAGES=10000 pytest` tries Bound on all test images, where the whole data set is at hand.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import pytest
@@ -16,6 +20,8 @@ from exprune_fx.measurement import measure
 from exprune_fx.pipeline import normalise, transform
 from tests.passes.staging import plan_for
 from tests.zoo.fashion import FOLDER
+
+IMAGES = int(os.environ.get("EXPRUNE_TEST_IMAGES", "1000"))
 
 
 @cache
@@ -42,10 +48,10 @@ def test_calibrated_saves_a_third_of_the_flops(name: str) -> None:
 @pytest.mark.parametrize("name", zoo.names())
 @torch.no_grad()
 def test_bound_changes_no_output_beyond_rounding(name: str) -> None:
-    """On all 10,000 test images where they are at hand, with every site staged, also where that does not pay."""
+    """With every site staged, also where that does not pay."""
     gm = captured(name)
-    here = (FOLDER / "t10k-images-idx3-ubyte.gz").is_file()
-    images = zoo.load_fashion_mnist(FOLDER, "test")[0] if here else zoo.load_sample().test_images
+    whole = IMAGES > 2000 and (FOLDER / "t10k-images-idx3-ubyte.gz").is_file()
+    images = (zoo.load_fashion_mnist(FOLDER, "test")[0] if whole else zoo.load_sample().test_images)[:IMAGES]
     plan = plan_for(normalise(gm), Bound(), count=3)
     staged = transform(gm, plan, lower=False)
     assert len(plan.staged) == len(plan.sites) - 1  # all but the first layer, which has one input channel

@@ -1,12 +1,13 @@
 """Random small models (tests/strategies.py), lowered: what the fused operators give is what the readable form gives.
 
 In float32, whose sums err by about 1e-7 of their largest term; what a few layers of them differ by is compared with the
-largest output.
+largest output. `EXPRUNE_RANDOM_GRAPHS` says how many, as for tests/test_random_graphs.py.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from tests.strategies import Program, RandomModel, programs
 from tests.symmetry.architectures.common import randomise
 
 TOLERANCE = 1e-3
-EXAMPLES = 60
+EXAMPLES = 2 * int(os.environ.get("EXPRUNE_RANDOM_GRAPHS", "100")) // 5
 SHARDS = 4
 # Rules that no rounding can turn: never, always, and only what is proved.
 RULES: tuple[tuple[Guard, float], ...] = (

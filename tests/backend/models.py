@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from exprune_fx.calibration import calibrate
-from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.plan import Plan
+from tests.captures import captured_alike
 
 BATCH = torch.export.Dim("batch")
 
@@ -96,7 +96,7 @@ def tokens(count: int, length: int, seed: int = 1) -> Tensor:
 
 def captured(model: nn.Module, x: Tensor) -> fx.GraphModule:
     """With a symbolic batch; it holds the model's own tensors, and so has its values at any later time."""
-    return capture(model, (x,), dynamic_shapes=({0: BATCH},))
+    return captured_alike(model, x, ({0: BATCH},))
 
 
 def plan_of(model: nn.Module, x: Tensor, guard: Guard = Calibrated(0.05), head: Any = "auto") -> Plan:  # noqa: B008 - frozen

@@ -11,17 +11,16 @@ from torch import nn
 
 from exprune_fx.backend.matching import plan_for_graph
 from exprune_fx.errors import PlanError
-from exprune_fx.graph import capture
 from exprune_fx.guards import Bound, Calibrated
 from exprune_fx.pipeline import normalise, transform
 from exprune_fx.plan import Plan
 from exprune_fx.sites import find_sites
 from exprune_fx.symmetry import symmetries
-from tests.backend.models import BATCH, Blocks, SmallCnn, images, plan_of, randomised, tokens
+from tests.backend.models import Blocks, SmallCnn, captured, images, plan_of, randomised, tokens
 
 
 def _adapted(model: nn.Module, x: torch.Tensor, plan: Plan) -> tuple[Any, Plan]:
-    gm = normalise(capture(model, (x,), dynamic_shapes=({0: BATCH},)))
+    gm = normalise(captured(model, x))
     groups = symmetries(gm)
     return gm, plan_for_graph(plan, find_sites(gm, groups), groups)
 
@@ -77,7 +76,7 @@ def test_a_model_that_another_one_holds_takes_the_plan() -> None:
     assert [entry.site for entry in adapted.sites] == ["inner.layers.0.fc1", "inner.layers.1.fc1"]
     assert list(adapted.orders) == [f"inner.{name}" for name in plan.orders]
     x = tokens(3, 5)
-    bare = capture(model, (tokens(4, 5),), dynamic_shapes=({0: BATCH},))
+    bare = captured(model, tokens(4, 5))
     torch.testing.assert_close(transform(gm, adapted)(x), transform(bare, plan)(x))
 
 

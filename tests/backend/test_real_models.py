@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from exprune_fx.graph import capture
 from exprune_fx.guards import Bound, Calibrated
 from exprune_fx.measurement import measure
 from exprune_fx.pipeline import transform
-from tests.backend.models import compiled_by
+from exprune_fx.plan import Plan
+from tests.backend.models import SmallCnn, captured, compiled_by, images, randomised
 from tests.backend.test_ways_in import Inner
 
 # Folder of trained weights that do not ship with the library.
@@ -56,10 +58,10 @@ def test_opt_generates_the_same_64_tokens(freeze: bool) -> None:
         assert sum(str(node.target) == f"exprune.{operator}.default" for node in graph.graph.nodes) == 2
 
 
-@pytest.mark.parametrize("freeze", [False, True])
-@torch.no_grad()
-def test_a_plan_of_the_whole_opt_serves_prefill_and_cached_decoding(freeze: bool) -> None:
-    model, inner = _opt(), Inner()
+@functools.cache
+def _plan_of_opt() -> tuple[Plan, Tensor, Tensor]:
+    """A plan of the whole model, tokens of 8 texts, and the logits that its own graph gives for them."""
+    model = _opt()
     ids = torch.randint(1, 65, (8, 24), generator=torch.Generator().manual_seed(1))
     sizes = {
         "input_ids": {0: torch.export.Dim("batch", max=16), 1: torch.export.Dim("length", max=100)},
@@ -67,8 +69,15 @@ def test_a_plan_of_the_whole_opt_serves_prefill_and_cached_decoding(freeze: bool
     }
     gm = capture(model, (), {"input_ids": ids, "use_cache": False}, dynamic_shapes=sizes)
     plan = calibrate(gm, [((), {"input_ids": ids, "use_cache": False})], guard=Calibrated(0.02), stages=(0.5,))
+    return plan, ids, transform(gm, plan)(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@torch.no_grad()
+def test_a_plan_of_the_whole_opt_serves_prefill_and_cached_decoding(freeze: bool) -> None:
+    model, inner = _opt(), Inner()
+    plan, ids, expected = _plan_of_opt()
     assert len(plan.staged) == 2
-    expected = transform(gm, plan)(input_ids=ids, use_cache=False).logits
     model.compile(backend=exprune, options={"plan": plan, "inner": inner, "freeze": freeze})
     cache, found = None, []
     for start, stop in ((0, 20), (20, 21), (21, 22), (22, 23), (23, 24)):
@@ -155,12 +164,17 @@ def test_a_graph_network() -> None:
     assert any(inner.staged)
 
 
+@pytest.mark.parametrize("freeze", [False, True], ids=["small", "shipped, frozen"])
 @torch.no_grad()
-def test_the_zoo_through_inductor() -> None:
-    model, x = zoo.load("resnet_fashion"), zoo.load_sample().test_images[:4]
-    gm = capture(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    plan = calibrate(gm, zoo.calibration_batches()[:1], guard=Calibrated(0.01), stages=(0.25,))
-    for freeze in (False, True):
-        compiled = compiled_by(model, {"plan": plan, "freeze": freeze})
-        # Inductor rounds the dense layers otherwise, which may turn a neuron on its threshold.
-        torch.testing.assert_close(compiled(x), transform(gm, plan)(x), rtol=1e-2, atol=1e-2)
+def test_images_through_inductor(freeze: bool) -> None:
+    """A shipped network where parameters are frozen; a small one where they are read at each call: compiling is slow."""
+    if freeze:
+        model, x, batches = zoo.load("resnet_fashion"), zoo.load_sample().test_images[:4], zoo.calibration_batches()[:1]
+    else:
+        model, x, batches = randomised(SmallCnn()), images(4), [(images(32, seed=2),)]
+    gm = captured(model, x)
+    plan = calibrate(gm, batches, guard=Calibrated(0.01), stages=(0.25,))
+    assert plan.staged
+    compiled = compiled_by(model, {"plan": plan, "freeze": freeze})
+    # Inductor rounds the dense layers otherwise, which may turn a neuron on its threshold.
+    torch.testing.assert_close(compiled(x), transform(gm, plan)(x), rtol=1e-2, atol=1e-2)

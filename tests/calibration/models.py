@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.graph.capture import capture
+from tests.captures import captured_alike
 
 BATCH = {"x": {0: torch.export.Dim.DYNAMIC}}
 
@@ -50,7 +50,7 @@ def vectors(count: int = 200, seed: int = 3) -> Tensor:
 
 
 def captured(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    return capture(model, (example[:4],), dynamic_shapes=BATCH)
+    return captured_alike(model, example[:4], BATCH)
 
 
 def batches(data: Tensor, size: int = 16) -> list[tuple[Tensor]]:

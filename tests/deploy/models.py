@@ -14,22 +14,32 @@ from exprune_fx import zoo
 from exprune_fx.guards import Bound, Calibrated, Guard
 from tests.passes.staging import plan_for
 
-IMAGES = 500
+IMAGES = 250
 CALIBRATED = Calibrated(0.01)
 
 
 def images() -> Tensor:
-    """Real ones that calibration did not see: [500, 1, 28, 28]."""
+    """Real ones that calibration did not see: [250, 1, 28, 28]."""
     return zoo.load_sample().test_images[:IMAGES]
 
 
 @cache
+def captured_cnn() -> fx.GraphModule:
+    """The shipped VGG with a symbolic batch."""
+    return ex.capture(zoo.load("vgg_fashion"), (images()[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+@cache
+def calibrated() -> ex.Plan:
+    return ex.calibrate(captured_cnn(), zoo.calibration_batches(250)[:1], guard=CALIBRATED)
+
+
+@cache
 def staged_cnn(guard: Guard = CALIBRATED, *, lower: bool) -> fx.GraphModule:
-    """The shipped VGG with a symbolic batch, staged."""
-    gm = ex.capture(zoo.load("vgg_fashion"), (images()[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    if isinstance(guard, Bound):
-        return ex.transform(gm, plan_for(ex.normalise(gm), guard), lower=lower)
-    return ex.transform(gm, ex.calibrate(gm, zoo.calibration_batches(250)[:1], guard=guard), lower=lower)
+    """The shipped VGG, staged by a guard that needs no data, or by what was calibrated."""
+    gm = captured_cnn()
+    plan = plan_for(ex.normalise(gm), guard) if isinstance(guard, Bound) else calibrated()
+    return ex.transform(gm, plan, lower=lower)
 
 
 class OptLayer(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,3 +55,66 @@ def randomise(model: M, seed: int = 0) -> M:
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
             tensor.copy_(noise.abs() + 0.5 if name.endswith("running_var") else noise)
     return model
+
+
+class Pair(NamedTuple):
+    """Part of an output."""
+
+    first: Tensor
+    second: int
+
+
+class Nested(nn.Module):
+    """Containers in and out, a tied weight, buffers, and constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.register_buffer("scale", torch.full((4,), 3.0))
+        self.register_buffer("hidden", torch.full((4,), 2.0), persistent=False)
+        self.constant = torch.arange(4.0)
+
+    def forward(
+        self,
+        items: list[Tensor],
+        *,
+        extra: dict[str, Tensor],
+        power: int = 1,
+        flag: bool | None = None,  # noqa: ARG002 - an unused input
+    ) -> Any:
+        x = self.a(items[0]) * self.scale + self.b(items[1]) * self.hidden
+        x = x + extra["z"] * power + self.constant + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        return {
+            "out": x,
+            "n": 3,
+            "none": None,
+            "text": "hi",
+            "size": x.shape[0],
+            "pair": Pair(x + 1, 7),
+            "all": [x, (x,)],
+        }
+
+
+class Guarded(nn.Module):
+    """Another graph for even sizes than for odd ones."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.shape[0] % 2 == 0:
+            return x + y
+        return x - y
+
+
+def state_of(model: nn.Module) -> dict[str, tuple[int, int, Tensor]]:
+    """Of every tensor: which one it is, how often it was written to, and its values."""
+    both = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: (id(t), t._version, t.detach().clone()) for name, t in both}
+
+
+def assert_same_state(model: nn.Module, before: dict[str, tuple[int, int, Tensor]]) -> None:
+    after = state_of(model)
+    assert after.keys() == before.keys()
+    for name, (identity, version, value) in before.items():
+        assert after[name][:2] == (identity, version), name
+        assert torch.equal(after[name][2], value), name

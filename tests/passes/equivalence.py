@@ -8,15 +8,16 @@ import torch
 from torch import fx, nn
 from torch.export import Dim
 
-from exprune_fx.graph import capture, copy_graph_module, python_text, verify
+from exprune_fx.graph import copy_graph_module, python_text, verify
 from exprune_fx.pass_manager import Pass, PassResult
+from tests.captures import captured_alike
 from tests.graph.models import randomise
 
 
 def captured(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float64) -> tuple[fx.GraphModule, torch.Tensor]:
     """A model with randomised state, captured with a symbolic batch, and another input for it."""
     model = randomise(model.to(dtype).eval())
-    gm = capture(model, (torch.randn(*shape, dtype=dtype),), dynamic_shapes=({0: Dim.AUTO},))
+    gm = captured_alike(model, torch.randn(*shape, dtype=dtype), ({0: Dim.AUTO},))
     return gm, torch.randn(shape[0] + 1, *shape[1:], dtype=dtype)
 
 

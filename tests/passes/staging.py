@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.graph import capture
 from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, StatsTest, Threshold
 from exprune_fx.plan import Array, Plan, SitePlan
 from exprune_fx.sites import Site, find_sites
+from tests.captures import captured_alike
 
 
 class ResidualNet(nn.Module):
@@ -79,7 +79,7 @@ def captured(model: nn.Module, *shape: int, seed: int = 1) -> tuple[fx.GraphModu
     """The captured graph with a symbolic batch, and a batch of five."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
-    return capture(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), x
+    return captured_alike(model, x, ({0: torch.export.Dim("batch")},)), x
 
 
 def stages_of(site: Site, count: int) -> tuple[int, ...]:

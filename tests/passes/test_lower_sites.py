@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.graph import capture
 from exprune_fx.graph.edits import copy_graph_module, recompile
 from exprune_fx.graph.printing import python_text
 from exprune_fx.guards import Bound, Calibrated, Guard
@@ -19,6 +18,7 @@ from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
 from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.pipeline import normalise
 from exprune_fx.staging import KEPT_KEY, SITE_KEY
+from tests.captures import captured_alike
 from tests.passes.fused import need_operators
 from tests.passes.staging import EVERY_GUARD, GatedNet, ResidualNet, SquaredNet, plan_for, randomised
 
@@ -61,7 +61,7 @@ GOLDEN_CONVOLUTIONS = """\
 
 def captured(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[fx.GraphModule, Tensor]:
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return normalise(capture(model.to(dtype), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))), x
+    return normalise(captured_alike(model.to(dtype), x, ({0: torch.export.Dim("batch")},))), x
 
 
 def staged(gm: fx.GraphModule, guard: Guard, *, count: int = 2, principal: bool = False) -> fx.GraphModule:

@@ -7,9 +7,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from exprune_fx.calibration import calibrate
-from exprune_fx.graph import capture
 from exprune_fx.guards import Guard
 from exprune_fx.pipeline import transform
+from tests.captures import captured_alike
 
 
 class Tiny(nn.Module):
@@ -44,7 +44,7 @@ class Smooth(nn.Module):
 
 def captured(model: nn.Module | None = None, width: int = 8) -> fx.GraphModule:
     """The captured graph, its batch size symbolic."""
-    return capture(model or Tiny(), (torch.zeros(2, width),), dynamic_shapes=({0: Dim.AUTO},))
+    return captured_alike(model or Tiny(), torch.zeros(2, width), ({0: Dim.AUTO},))
 
 
 def examples() -> list[tuple[Tensor]]:

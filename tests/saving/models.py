@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.pipeline import normalise, transform
 from exprune_fx.plan import Plan
 from exprune_fx.symmetry import symmetries
+from tests.captures import captured_alike
 from tests.passes.staging import GatedNet, ResidualNet, SquaredNet, plan_for, randomised
 
 MODELS: list[tuple[type[nn.Module], tuple[int, ...]]] = [
@@ -44,7 +44,7 @@ def staged(
     """A float32 model with random statistics, its staged graph, and a batch of five."""
     model = randomised(kind()).float()
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
-    gm = capture(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    gm = captured_alike(model, x, ({0: torch.export.Dim("batch")},))
     plan = reordered_plan(gm, Calibrated(0.1) if guard is None else guard, principal=principal)
     return model, transform(gm, plan, lower=lower), x
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class Case:
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def graph(self) -> fx.GraphModule:
+        """Traced once; nobody writes into it."""
+        return self._traced
+
+    @functools.cached_property
+    def _traced(self) -> fx.GraphModule:
         probe = Probe(self.shapes, self.function, self.constants).eval()
         return trace_raw(probe, self.args) if self.raw else capture(probe, self.args)
 
