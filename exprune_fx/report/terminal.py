@@ -32,7 +32,7 @@ def section_renderable(section: Section) -> RenderableType:
     if section.table is not None:
         parts.append(table_renderable(section.table))
     if section.code:
-        parts.append(Syntax(section.code.rstrip("\n"), "python", background_color="default", word_wrap=False))
+        parts.append(Syntax(section.code.rstrip("\n"), "python", background_color="default", word_wrap=True))
     return Group(*parts)
 
 

@@ -103,3 +103,13 @@ def test_rich_shows_the_same_rows() -> None:
         console.print(found)
     for site in found.sites:
         assert re.search(rf"^{site.name} +linear", captured.get(), re.MULTILINE)
+
+
+def test_rich_cuts_nothing_off_the_graph() -> None:
+    console = Console(width=60)
+    with console.capture() as captured:
+        console.print(explain(tiny.captured()))
+    shown = "".join(captured.get().split())
+    code = GOLDEN.read_text(encoding="utf-8").split("def forward", 1)[1]
+    assert max(map(len, code.split("\n"))) > 60, "else this test shows nothing"
+    assert "".join(code.split()) in shown
