@@ -17,6 +17,7 @@ from exprune_fx.measurement import Measurement, SiteMeasurement
 from exprune_fx.plan import SitePlan, SiteTiming
 from exprune_fx.sites import Site
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY
+from exprune_fx.staging.arguments import arguments_of
 
 Flops: TypeAlias = float | str
 """FLOPs of one example: a number, or a formula in the symbolic sizes that are left."""
@@ -51,6 +52,7 @@ class SiteFacts:
         fraction_removed: share of the site's dense FLOPs saved, tests counted; measured, else expected.
         fraction_of_model: the site's share of the model's dense FLOPs; None where that depends on symbolic sizes.
         operator: the fused operator that computes it, without its namespace; "" if none does.
+        code_bytes: what the 8-bit codes of its weight take up, by which the operator reads less of it; 0 without.
         kept_readable: why no fused operator does, in a graph that was lowered; else "".
         timing: what calibration measured; None if it did not.
     """
@@ -77,6 +79,7 @@ class SiteFacts:
     fraction_removed: float | None
     fraction_of_model: float | None
     operator: str = ""
+    code_bytes: int = 0
     kept_readable: str = ""
     timing: SiteTiming | None = None
 
@@ -219,7 +222,9 @@ def with_form(facts: SiteFacts, node: fx.Node | None) -> SiteFacts:
         return facts
     if node.meta[ROLE_KEY] == "fused":
         assert isinstance(node.target, torch._ops.OpOverload)
-        return replace(facts, operator=node.target._schema.name.partition("::")[2])
+        codes = arguments_of(node).get("codes")
+        held = codes.meta["val"].numel() if codes is not None else 0
+        return replace(facts, operator=node.target._schema.name.partition("::")[2], code_bytes=held)
     return replace(facts, kept_readable=str(node.meta.get(KEPT_KEY, "")))
 
 
