@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 
 import pytest
@@ -19,9 +18,7 @@ from exprune_fx.guards import Bound, Calibrated
 from exprune_fx.measurement import measure
 from exprune_fx.pipeline import normalise, transform
 from tests.passes.staging import plan_for
-from tests.zoo.fashion import FOLDER
-
-IMAGES = int(os.environ.get("EXPRUNE_TEST_IMAGES", "1000"))
+from tests.zoo.fashion import FOLDER, TEST_IMAGES
 
 
 @cache
@@ -50,8 +47,8 @@ def test_calibrated_saves_a_third_of_the_flops(name: str) -> None:
 def test_bound_changes_no_output_beyond_rounding(name: str) -> None:
     """With every site staged, also where that does not pay."""
     gm = captured(name)
-    whole = IMAGES > 2000 and (FOLDER / "t10k-images-idx3-ubyte.gz").is_file()
-    images = (zoo.load_fashion_mnist(FOLDER, "test")[0] if whole else zoo.load_sample().test_images)[:IMAGES]
+    whole = TEST_IMAGES > 2000 and (FOLDER / "t10k-images-idx3-ubyte.gz").is_file()
+    images = (zoo.load_fashion_mnist(FOLDER, "test")[0] if whole else zoo.load_sample().test_images)[:TEST_IMAGES]
     plan = plan_for(normalise(gm), Bound(), count=3)
     staged = transform(gm, plan, lower=False)
     assert len(plan.staged) == len(plan.sites) - 1  # all but the first layer, which has one input channel

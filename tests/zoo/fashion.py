@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from exprune_fx.zoo import data
 
+TEST_IMAGES = int(os.environ.get("EXPRUNE_TEST_IMAGES", "1000"))
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "fashion-mnist"
 
 needs_fashion = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from exprune_fx.errors import DataError
 from exprune_fx.zoo import accuracy, load, load_fashion_mnist, load_sample, names
-from tests.zoo.fashion import FOLDER, needs_fashion
+from tests.zoo.fashion import FOLDER, TEST_IMAGES, needs_fashion
 
 DATA = Path(__file__).parents[2] / "exprune_fx" / "zoo" / "data"
 
@@ -53,6 +53,7 @@ def test_accuracy_on_the_shipped_images(name: str) -> None:
 
 
 @needs_fashion
+@pytest.mark.skipif(TEST_IMAGES < 10_000, reason="EXPRUNE_TEST_IMAGES is less than 10000")
 @pytest.mark.parametrize("name", names())
 def test_accuracy_on_the_whole_test_set(name: str) -> None:
     images, labels = load_fashion_mnist(FOLDER, "test")
