@@ -265,6 +265,13 @@ def _samples() -> dict[str, tuple[Any, ...]]:
         "guard_stats_test": (c, c * c, one, 2, 8, -0.5),
         "guard_finite_population": (c, c * c, None, 2, 8, 0.5),
         "guard_calibrated": (c, one, one),
+        "guard_pooled": (
+            pixels,
+            one.reshape(4, 1, 1),
+            *one.reshape(1, 4, 1, 1).expand(2, -1, 1, 1),
+            [2, 2],
+            pixels < 0,
+        ),
         "guard_bound": (c, one, one, torch.rand(3, 1), one, torch.rand(3, 1), 8),
         "input_norm_linear": (x, 2, 8),
         "input_norm_conv": (image, [3, 3], *geometry, 2, 2, 1, 3),
