@@ -12,7 +12,7 @@ from torch import Tensor
 from exprune_fx.calibration import ranks
 from exprune_fx.calibration.candidates import Candidate, head_sums
 from exprune_fx.calibration.decide import dense_entry
-from exprune_fx.calibration.fit import by_site, sites_of
+from exprune_fx.calibration.fit import by_site
 from exprune_fx.calibration.frontier import Option
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.calibration.prepare import Prepared
@@ -159,20 +159,29 @@ def number_space(kind: GuardChoice, graph: Prepared, data: Data, stages: Sequenc
     request = Request(_example(kind), tuple(stages), "prefix")
     chosen = graph.chosen(request)
     terms = {site.name: request.prefix_stages(site) for site in chosen}
-    quantiles: dict[str, Tensor] = {}
-    if kind == "threshold" and chosen:
-        means = _Means(
-            [
-                Candidate(
-                    site, "prefix", terms[site.name][:1], request.guard, tensor_at(graph.gm, site.weight).detach()
-                )
-                for site in chosen
-            ]
-        )
-        data.walk(graph.gm, sites_of(means.candidates), means, "means")
-        levels = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64)
-        quantiles = {name: torch.quantile(torch.cat(found), levels) for name, found in means.seen.items()}
+    first = {name: seen[0] for name, seen in terms.items()}
+    quantiles = mean_quantiles(graph, data, first) if kind == "threshold" and chosen else {}
     return NumberSpace(kind, graph.sites, terms, quantiles)
+
+
+def mean_quantiles(graph: Prepared, data: Data, seen: Mapping[str, int]) -> dict[str, Tensor]:
+    """1,001 quantiles of ``S/n + c/K`` of the dense model, which `Threshold` looks at: float64 [1001], by site.
+
+    Args:
+        graph: the normalised graph.
+        data: calibration data.
+        seen: n, the terms that the test sees, by the name of each site that counts.
+    """
+    sites = [site for site in graph.sites if site.name in seen]
+    means = _Means(
+        [
+            Candidate(site, "prefix", (seen[site.name],), Threshold(0.0), tensor_at(graph.gm, site.weight).detach())
+            for site in sites
+        ]
+    )
+    data.walk(graph.gm, sites, means, "means")
+    levels = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64)
+    return {name: torch.quantile(torch.cat(found), levels) for name, found in means.seen.items()}
 
 
 def _example(kind: GuardChoice) -> Guard:

@@ -72,19 +72,32 @@ def differences(dense: Score, staged: Score) -> Tensor | None:
 
 
 def drop_interval(dense: Score, staged: Score, seed: int = 0, level: float = 0.95) -> tuple[float, float] | None:
-    """The paired bootstrap's interval of ``dense - staged``; None without a number for each example.
-
-    Examples are drawn with replacement, each with both of its numbers, `RESAMPLES` times; the interval lies between the
-    quantiles of the mean difference (Efron and Tibshirani 1993, section 13.3).
-    """
+    """The paired bootstrap's interval of ``dense - staged``; None without a number for each example."""
     difference = differences(dense, staged)
     if difference is None:
         return None
+    return bootstrap_interval(lambda drawn: float(difference[drawn].mean()), len(difference), RESAMPLES, seed, level)
+
+
+def bootstrap_interval(
+    drop_of: Callable[[Tensor], float | None], examples: int, resamples: int, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval between the quantiles of a drop (Efron and Tibshirani 1993, section 13.3).
+
+    Args:
+        drop_of: of the examples with these indices, drawn with replacement, each with both of its results; None where
+            they make no metric: then others are drawn.
+        examples: how many there are.
+        resamples: how many drops are drawn.
+        seed: of the draws.
+        level: of confidence.
+    """
     generator = torch.Generator().manual_seed(seed)
-    count = len(difference)
-    means = torch.stack(
-        [difference[torch.randint(count, (count,), generator=generator)].mean() for _ in range(RESAMPLES)]
-    )
+    drops: list[float] = []
+    while len(drops) < resamples:
+        drop = drop_of(torch.randint(examples, (examples,), generator=generator))
+        if drop is not None:
+            drops.append(drop)
     tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.tensor(drops, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail]).double()).tolist()
     return low, high

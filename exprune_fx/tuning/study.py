@@ -17,6 +17,7 @@ from exprune_fx.calibration import ranks
 from exprune_fx.errors import DataError
 from exprune_fx.graph.edits import tensor_at, tensor_names
 from exprune_fx.plan import Plan
+from exprune_fx.tuning.lines import Lines
 from exprune_fx.tuning.score import Score
 
 FORMAT = "exprune-study"
@@ -54,6 +55,7 @@ class Study:
     path: Path | None
     model: str
     _scores: dict[str, Score] = field(default_factory=dict)
+    _lines: Lines | None = None
 
     def __post_init__(self) -> None:
         """Reads the file, or starts it.
@@ -63,20 +65,13 @@ class Study:
         """
         if self.path is None or ranks.index() > 0:  # under torchrun the first process keeps the file
             return
-        try:
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read study {os.fspath(self.path)!r}: {error}", hint=_AGAIN) from error
-        lines = text.splitlines()
-        if not lines:
-            self._append({"format": FORMAT, "version": VERSION, "model": self.model})
+        self._lines = Lines(self.path, "study", _AGAIN)
+        if not self._lines.found:
+            self._lines.add({"format": FORMAT, "version": VERSION, "model": self.model})
             return
-        self._check(lines[0])
-        if not text.endswith("\n"):
-            self._write("\n")
-        for line in lines[1:]:
-            entry = _parsed(line)
-            if entry is not None:
+        self._check(self._lines.found[0] or {})
+        for entry in self._lines.found[1:]:
+            if entry is not None and {"plan", "score", "each"} <= entry.keys():
                 self._scores[str(entry["plan"])] = Score(float(entry["score"]), tuple(entry["each"]))
 
     def __len__(self) -> int:
@@ -88,42 +83,16 @@ class Study:
         known = ranks.from_first(self._scores.get(key))
         if known is None:
             known = evaluate()
-            self._append({"plan": key, "score": known.value, "each": list(known.each)})
+            if self._lines is not None:
+                self._lines.add({"plan": key, "score": known.value, "each": list(known.each)})
         self._scores[key] = known
         return known
 
-    def _check(self, line: str) -> None:
-        try:
-            head = json.loads(line)
-            about = (head["format"], head["version"], head["model"])
-        except (ValueError, KeyError, TypeError):
-            about = (None, None, None)
+    def _check(self, head: dict[str, Any]) -> None:
         at = f"{os.fspath(self.path or '')!r}"
-        if about[0] != FORMAT:
+        if head.get("format") != FORMAT or not {"version", "model"} <= head.keys():
             raise DataError(f"{at} is not a study of exprune_fx", hint=_AGAIN)
-        if about[1] != VERSION:
-            raise DataError(f"study {at} has version {about[1]!r}, this library reads {VERSION}", hint=_AGAIN)
-        if about[2] != self.model:
+        if head["version"] != VERSION:
+            raise DataError(f"study {at} has version {head['version']!r}, this library reads {VERSION}", hint=_AGAIN)
+        if head["model"] != self.model:
             raise DataError(f"study {at} is of another model, or of other weights", hint=_AGAIN)
-
-    def _append(self, entry: dict[str, object]) -> None:
-        self._write(json.dumps(entry) + "\n")
-
-    def _write(self, text: str) -> None:
-        if self.path is None or ranks.index() > 0:
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise DataError(f"cannot write study {os.fspath(self.path)!r}: {error}", hint=_AGAIN) from error
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-        return dict(entry) if {"plan", "score", "each"} <= entry.keys() else None
-    except (ValueError, AttributeError):
-        return None

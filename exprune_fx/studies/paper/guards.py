@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from exprune_fx.graph.running import placeholder_values
 from exprune_fx.guards import Guard, StatsTest, Threshold
-from exprune_fx.pipeline import readable_form, transform
 from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.sites import Site
-from exprune_fx.staging import ROLE_KEY, SITE_KEY
 
 GuardName = Literal["StatsTest", "Threshold"]
 PUBLISHED: tuple[GuardName, ...] = ("StatsTest", "Threshold")
@@ -110,38 +106,3 @@ def heads_of(sites: Iterable[Site], head_terms: int, density: Mapping[str, float
         if site.exchangeable and not site.obstacle and seen < site.terms:
             heads[site.name] = seen
     return heads
-
-
-def mean_quantiles(
-    gm: fx.GraphModule, sites: Sequence[Site], heads: Mapping[str, int], batches: Iterable[object]
-) -> dict[str, Tensor]:
-    """1,001 quantiles of ``S/n + c/K`` of the dense model at every site: [1001], float32."""
-    never = transform(gm, plan_with(sites, heads, lambda _: Threshold(float("-inf"))), lower=False)
-    seen: dict[str, list[Tensor]] = {name: [] for name in heads}
-    watching = _Means(readable_form(never), seen)
-    with torch.no_grad():
-        for batch in batches:
-            watching.run(*placeholder_values(never, batch), enable_io_processing=False)
-    levels = torch.linspace(0, 1, 1001)
-    return {name: torch.quantile(torch.cat(values), levels) for name, values in seen.items()}
-
-
-class _Means(fx.Interpreter):
-    """Keeps some thousands of each batch's means at every test."""
-
-    KEPT = 20_000
-
-    def __init__(self, gm: fx.GraphModule, seen: dict[str, list[Tensor]]) -> None:
-        super().__init__(gm)
-        self._seen = seen
-        self._generator = torch.Generator().manual_seed(0)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Runs the node; at a test keeps what it looks at."""
-        if n.meta.get(ROLE_KEY) == "stopped":
-            (partial, constant, seen, terms, _), _ = self.fetch_args_kwargs_from_env(n)
-            mean = partial / seen if constant is None else partial / seen + constant / terms
-            flat = mean.flatten()
-            drawn = torch.randint(flat.numel(), (self.KEPT,), generator=self._generator)
-            self._seen[n.meta[SITE_KEY]].append(flat[drawn])
-        return super().run_node(n)

@@ -6,31 +6,31 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
+from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.errors import DataError
 from exprune_fx.graph import capture
 from exprune_fx.graph.edits import tensor_at
-from exprune_fx.pipeline import transform
 from exprune_fx.plan import Plan
-from exprune_fx.studies.paper.counting import Counting, Tally
-from exprune_fx.studies.paper.guards import PUBLISHED, SPAN, GuardName, GuardSpace, heads_of, mean_quantiles
-from exprune_fx.studies.paper.published import published_figure
+from exprune_fx.studies.paper.counting import Counting
+from exprune_fx.studies.paper.guards import PUBLISHED, SPAN, GuardName, GuardSpace, heads_of
+from exprune_fx.studies.paper.judging import Graphs, Judging
 from exprune_fx.studies.paper.results import OURS, Curve, Reproduction, Row
 from exprune_fx.studies.paper.search import Trial, chosen, front_of, search_settings
 from exprune_fx.studies.paper.store import Store
-from exprune_fx.studies.paper.template import Template
 from exprune_fx.studies.subjects import Subject
-from exprune_fx.studies.subjects.metrics import drop_interval
+from exprune_fx.studies.subjects.subject import Judge
 from exprune_fx.tuning import optimize
+from exprune_fx.tuning.guard_space import mean_quantiles
 from exprune_fx.tuning.study import model_digest, plan_digest
+from exprune_fx.tuning.template import Template, record_to_stage
 
 Say = Callable[[str], None]
 DROPS = (0.001, 0.01)
@@ -78,15 +78,16 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
         rows += found
     ours, found = run.ours()
     sizes = [len(target) for target in subject.test.targets[: settings.test_counted]]
-    test = run.tally("dense", run.dense_graphs)
+    judging = run.judging
+    test = judging.tally("dense", judging.dense_graphs)
     return Reproduction(
         subject=subject.name,
         title=subject.title,
         about=subject.about,
         metric=subject.selection.metric.name,
         dense_selection=run.dense_score,
-        dense_test=subject.test.metric.value(run.dense_test),
-        dense_extras=subject.test.metric.extras(run.dense_test),
+        dense_test=subject.test.metric.value(judging.dense_test),
+        dense_extras=subject.test.metric.extras(judging.dense_test),
         selection_examples=subject.selection.examples,
         test_examples=subject.test.examples,
         counted_examples=sum(sizes),
@@ -99,14 +100,6 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
     )
 
 
-@dataclass(frozen=True)
-class _Graphs:
-    """How to make the graphs of one plan: to be evaluated, and to be counted."""
-
-    model: Callable[[], fx.GraphModule]
-    readable: Callable[[], fx.GraphModule]
-
-
 @dataclass(eq=False)
 class _Run:
     """What the methods share: the graph, the dense model's results, the file that keeps evaluations."""
@@ -117,12 +110,10 @@ class _Run:
     gm: fx.GraphModule
     prepared: Prepared
     heads: dict[str, int]
-    counting: Counting
     store: Store
-    dense: Plan = field(default_factory=Plan)
-    dense_first: float = 0.0
-    dense_score: float = 0.0
-    dense_test: Tensor = field(default_factory=lambda: torch.zeros(0))
+    judging: Judging
+    dense_first: float
+    dense_score: float
 
     @classmethod
     def of(cls, subject: Subject, settings: Settings, say: Say) -> _Run:
@@ -138,23 +129,23 @@ class _Run:
             )
         path = None if settings.study is None else settings.study / f"{subject.name}.jsonl"
         store = Store(path, _digest(f"{model_digest(gm)} {subject.about}"))
-        run = cls(subject, settings, say, gm, prepared, heads, Counting(gm, subject.sparse), store)
-        run.dense = GuardSpace("StatsTest", prepared.sites, heads, {}).plan([0.0] * len(heads))
+        dense = GuardSpace("StatsTest", prepared.sites, heads, {}).plan([0.0] * len(heads))
+        counting = Counting(gm, subject.sparse)
+        judging = Judging(subject, gm, dense, counting, settings.test_counted, store, settings.seed)
         say("the dense model")
-        first = store.get("selection dense", lambda: run._scores(gm))
-        run.dense_first, run.dense_score = first["first"], first["score"]
-        run.dense_test = run.judged("dense", run.dense_graphs)
-        return run
+        found = store.get("selection dense", lambda: _dense_scores(subject, gm))
+        judging.judged("dense", judging.dense_graphs)
+        return cls(subject, settings, say, gm, prepared, heads, store, judging, found["first"], found["score"])
 
     # --- the paper's guards -------------------------------------------------------------------------------------------
 
     def published(self, guard: GuardName) -> tuple[Curve, list[Row]]:
         """Tunes one of the paper's guards, and judges what it chose for each drop."""
         self.say(f"{guard}: scale of the sites")
-        batches = self.subject.calibration
-        quantiles = {} if guard == "StatsTest" else mean_quantiles(self.gm, self.prepared.sites, self.heads, batches)
+        data = Data(self.subject.calibration)
+        quantiles = {} if guard == "StatsTest" else mean_quantiles(self.prepared, data, self.heads)
         space = GuardSpace(guard, self.prepared.sites, self.heads, quantiles)
-        template = Template(self.prepared, space)
+        template = Template(record_to_stage(self.prepared.gm), space.plan, space.diagonal[-1])
         numbers = itertools.count(1)
 
         def try_setting(setting: tuple[float, ...]) -> Trial:
@@ -170,9 +161,9 @@ class _Run:
             best = chosen(trials, self.dense_score, drop)
             setting = (0.0,) * len(self.heads) if best is None else best.setting
             lost = 0.0 if best is None else self.dense_score - best.score
-            key, graphs = plan_digest(space.plan(setting)), _graphs(template, setting)
+            key, graphs = plan_digest(space.plan(setting)), Graphs.of_setting(template, setting)
             if best is None:
-                key, graphs = "dense", self.dense_graphs
+                key, graphs = "dense", self.judging.dense_graphs
             rows.append(self._row(guard, drop, key, graphs, lost, space.numbers(setting)))
         judged = self._front(guard, space, template, trials) if self.settings.judge_front else ()
         return Curve(guard, tuple(trials), judged), rows
@@ -182,27 +173,26 @@ class _Run:
     ) -> tuple[tuple[float, float], ...]:
         """Drop on the test examples, and share removed there, of the best settings of a search."""
         best = [trial for trial in front_of(trials) if self.dense_score - trial.score <= GIVE_UP]
-        value = self.subject.test.metric.value
         found = []
         for number, trial in enumerate(best):
             self.say(f"{guard}: judged, {number + 1} of the front's {len(best)}")
-            key, graphs = plan_digest(space.plan(trial.setting)), _graphs(template, trial.setting)
-            drop = value(self.dense_test) - value(self.judged(key, graphs))
-            found.append((drop, self.tally(key, graphs).fraction_removed))
+            key, graphs = plan_digest(space.plan(trial.setting)), Graphs.of_setting(template, trial.setting)
+            drop = self.judging.drop(self.judging.judged(key, graphs))
+            found.append((drop, self.judging.tally(key, graphs).fraction_removed))
         return tuple(found)
 
     def _tried(self, template: Template, setting: Sequence[float]) -> dict[str, Any]:
         """One trial on the selection examples; given up where the first of them lose too much."""
         staged = template.model(setting)
-        part = self._first_batches
         selection = self.subject.selection
+        part = _first_part(selection)
         if selection.metric.is_mean:
             first = selection.metric.value(selection.each(staged, 0, part))
             if first < self.dense_first - GIVE_UP:
                 return {"score": first, "fraction_removed": 0.0, "given_up": True}
         score = selection.metric.value(selection.each(staged))
         counted = selection.batches[: self.settings.selection_counted]
-        tally = self.counting.tally(template.readable(setting), counted)
+        tally = self.judging.counting.tally(template.readable(setting), counted)
         return {"score": score, "fraction_removed": tally.fraction_removed, "given_up": False}
 
     # --- ours ---------------------------------------------------------------------------------------------------------
@@ -215,7 +205,7 @@ class _Run:
             found = self.store.get(f"{OURS} {drop}", partial(self._optimized, drop))
             trials += [Trial((), score, removed) for score, removed in found["trials"]]
             plan = Plan.from_dict(found["plan"])
-            graphs = _Graphs(partial(transform, self.gm, plan), partial(transform, self.gm, plan, lower=False))
+            graphs = Graphs.of_plan(self.gm, plan)
             rows.append(self._row(OURS, drop, plan_digest(plan), graphs, found["drop"], {}))
         return Curve(OURS, tuple(trials)), rows
 
@@ -239,62 +229,24 @@ class _Run:
             "trials": [[trial.score, trial.fraction_removed] for trial in best.report.trials],
         }
 
-    # --- judging ------------------------------------------------------------------------------------------------------
-
     def _row(
-        self, method: str, drop: float, key: str, graphs: _Graphs, lost: float, numbers: dict[str, float | None]
+        self, method: str, drop: float, key: str, graphs: Graphs, lost: float, numbers: dict[str, float | None]
     ) -> Row:
         self.say(f"{method}: judged, allowed to lose {100 * drop:g} points")
-        each, tally = self.judged(key, graphs), self.tally(key, graphs)
-        metric = self.subject.test.metric
-        return Row(
-            method=method,
-            max_drop=drop,
-            selection_drop=lost,
-            score=metric.value(each),
-            drop=metric.value(self.dense_test) - metric.value(each),
-            interval=drop_interval(metric, self.dense_test, each, self.settings.seed),
-            fraction_removed=tally.fraction_removed,
-            overhead=tally.overhead / tally.dense,
-            alive_fraction=dict(tally.alive_fraction),
-            numbers=numbers,
-            extras=metric.extras(each),
-            published=published_figure(self.subject.name, drop) if method != OURS else None,
-        )
-
-    @property
-    def dense_graphs(self) -> _Graphs:
-        """The model as it is."""
-        return _Graphs(lambda: self.gm, lambda: transform(self.gm, self.dense, lower=False))
-
-    def judged(self, key: str, graphs: _Graphs) -> Tensor:
-        """What the metric keeps of the test examples."""
-        found = self.store.get(f"test {key}", lambda: {"each": self.subject.test.each(graphs.model()).tolist()})
-        return torch.tensor(found["each"], dtype=torch.float64)
-
-    def tally(self, key: str, graphs: _Graphs) -> Tally:
-        """FLOPs on test examples."""
-
-        def count() -> dict[str, Any]:
-            tally = self.counting.tally(graphs.readable(), self.subject.test.batches[: self.settings.test_counted])
-            return asdict(tally)
-
-        return Tally(**self.store.get(f"flops {key}", count))
-
-    @property
-    def _first_batches(self) -> int:
-        return max(len(self.subject.selection.batches) // FIRST_PART, 1)
-
-    def _scores(self, model: Any) -> dict[str, Any]:
-        selection = self.subject.selection
-        each = selection.each(model)
-        first = sum(len(target) for target in selection.targets[: self._first_batches])
-        value = selection.metric.value
-        return {"score": value(each), "first": value(each[:first]) if selection.metric.is_mean else 0.0}
+        return self.judging.row(method, drop, key, graphs, lost, numbers)
 
 
-def _graphs(template: Template, setting: tuple[float, ...]) -> _Graphs:
-    return _Graphs(partial(template.model, setting), partial(template.readable, setting))
+def _first_part(selection: Judge) -> int:
+    """How many batches are looked at first."""
+    return max(len(selection.batches) // FIRST_PART, 1)
+
+
+def _dense_scores(subject: Subject, model: fx.GraphModule) -> dict[str, Any]:
+    selection = subject.selection
+    each = selection.each(model)
+    first = sum(len(target) for target in selection.targets[: _first_part(selection)])
+    value = selection.metric.value
+    return {"score": value(each), "first": value(each[:first]) if selection.metric.is_mean else 0.0}
 
 
 def _densities(prepared: Prepared, sparse: bool) -> dict[str, float]:

@@ -1,14 +1,14 @@
-"""Evaluations kept in a file, one JSON object a line: a run that was interrupted goes on from it."""
+"""Evaluations kept in a file: a run that was interrupted goes on from it."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from exprune_fx.errors import DataError
+from exprune_fx.tuning.lines import Lines
 
 _AGAIN = "give another folder with --study, or remove the file to start again"
 
@@ -25,44 +25,22 @@ class Store:
     """
 
     def __init__(self, path: Path | None, about: str) -> None:
-        self._path = path
         self._found: dict[str, dict[str, Any]] = {}
-        if path is None:
+        self._lines = None if path is None else Lines(path, "study", _AGAIN)
+        if path is None or self._lines is None:
             return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read study {os.fspath(path)!r}: {error}", hint=_AGAIN) from error
-        entries = [entry for entry in map(_parsed, lines) if entry is not None]
+        lines = self._lines.found
         if not lines:
-            self._append({"about": about})
-        elif not entries or entries[0].get("about") != about:
+            self._lines.add({"about": about})
+        elif (lines[0] or {}).get("about") != about:
             raise DataError(f"study {os.fspath(path)!r} is of other weights, data or settings", hint=_AGAIN)
-        self._found = {entry["key"]: entry["value"] for entry in entries if "key" in entry}
+        self._found = {entry["key"]: entry["value"] for entry in lines if entry is not None and "key" in entry}
 
     def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of this key: the one on file, or a new one, which is then written down."""
         if key not in self._found:
             value = make()
-            self._append({"key": key, "value": value})
+            if self._lines is not None:
+                self._lines.add({"key": key, "value": value})
             self._found[key] = value
         return self._found[key]
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self._path is None:
-            return
-        unfinished = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if unfinished else "") + json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """None for what a killed process left unfinished."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune_fx.errors import DataError
+from exprune_fx.tuning.score import bootstrap_interval
 
 RESAMPLES = 1000
 
@@ -113,10 +114,7 @@ class RocAuc(Metric):
 def drop_interval(
     metric: Metric, dense: Tensor, staged: Tensor, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """The paired bootstrap's interval of ``dense - staged``: examples are drawn with both of their results.
-
-    Quantiles of `RESAMPLES` differences (Efron and Tibshirani 1993, section 13.3); draws without a metric, such as a
-    ROC-AUC of one class, are drawn again.
+    """The paired bootstrap's interval of ``dense - staged``; draws without a metric, as of one class, are drawn again.
 
     Args:
         metric: of both.
@@ -125,14 +123,10 @@ def drop_interval(
         seed: of the draws.
         level: of confidence.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drops: list[float] = []
-    while len(drops) < RESAMPLES:
-        drawn = torch.randint(len(dense), (len(dense),), generator=generator)
-        if metric.defined(dense[drawn]):
-            drops.append(metric.value(dense[drawn]) - metric.value(staged[drawn]))
-    tail = (1 - level) / 2
-    low, high = torch.quantile(
-        torch.tensor(drops, dtype=torch.float64), torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    ).tolist()
-    return low, high
+
+    def drop_of(drawn: Tensor) -> float | None:
+        if not metric.defined(dense[drawn]):
+            return None
+        return metric.value(dense[drawn]) - metric.value(staged[drawn])
+
+    return bootstrap_interval(drop_of, len(dense), RESAMPLES, seed, level)

@@ -8,12 +8,14 @@ from torch import nn
 from torch.export import Dim
 
 import exprune_fx as ex
+from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.errors import CalibrationError, PlanError
 from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.studies.paper.counting import Counting
-from exprune_fx.studies.paper.guards import PUBLISHED, GuardName, GuardSpace, heads_of, mean_quantiles, plan_with
-from exprune_fx.studies.paper.template import Template
+from exprune_fx.studies.paper.guards import PUBLISHED, GuardName, GuardSpace, heads_of, plan_with
+from exprune_fx.tuning.guard_space import mean_quantiles
+from exprune_fx.tuning.template import Template, record_to_stage
 from tests.studies.paper.tiny import images, tiny_network, tiny_subject
 
 # Batch norm 3 and ReLU 1 for each of 8*36; bias and ReLU of the second convolution, 12*9 each; 16 ReLUs.
@@ -111,9 +113,10 @@ def test_a_template_is_what_transform_makes(guard: GuardName, setting: tuple[flo
     gm = captured(subject.model)
     prepared = Prepared.of(gm)
     heads = heads_of(prepared.sites, 2, dict.fromkeys((site.name for site in prepared.sites), 1.0))
-    quantiles = mean_quantiles(gm, prepared.sites, heads, subject.calibration)
+    quantiles = mean_quantiles(prepared, Data(subject.calibration), heads)
     space = GuardSpace(guard, prepared.sites, heads, quantiles)
-    template, staged = Template(prepared, space), ex.transform(gm, space.plan(setting), lower=False)
+    template = Template(record_to_stage(prepared.gm), space.plan, space.diagonal[-1])
+    staged = ex.transform(gm, space.plan(setting), lower=False)
     counting = Counting(gm, sparse=False)
     template.readable((0.1, 0.1))  # numbers of an earlier setting do not stay
     batches = [(images(6, 5),)]

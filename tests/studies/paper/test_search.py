@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import exprune_fx as ex
+from exprune_fx.calibration.observe import Data
+from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.errors import DataError
-from exprune_fx.studies.paper.guards import OFF, GuardSpace, heads_of, mean_quantiles
+from exprune_fx.studies.paper.guards import OFF, GuardSpace, heads_of
 from exprune_fx.studies.paper.search import Trial, chosen, search_settings
 from exprune_fx.studies.paper.store import Store
+from exprune_fx.tuning.guard_space import mean_quantiles
 from tests.studies.paper.tiny import tiny_subject
 
 
@@ -56,14 +59,14 @@ def test_settings_become_guards() -> None:
     plan = stats.plan([0.2, OFF / 2])
     assert [(entry.site, entry.guard, entry.stages) for entry in plan.staged] == [("3", ex.StatsTest(0.2), (2,))]
     assert stats.numbers([0.2, OFF / 2]) == {"3": 0.2, "7": None}
-    quantiles = mean_quantiles(gm, sites, heads, subject.calibration)
+    quantiles = mean_quantiles(Prepared.of(gm), Data(subject.calibration), heads)
     threshold = GuardSpace("Threshold", sites, heads, quantiles)
     found = threshold.numbers([0.25, 0.9])
     assert found["3"] == pytest.approx(float(quantiles["3"][250]))
     assert found["7"] is not None
     assert found["7"] <= 0
     staged = ex.transform(gm, threshold.plan([0.25, 0.0]), lower=False)
-    # A quarter of the means lies below it, but for sampling: 20,000 drawn of 3,456.
+    # a quarter of the means lies below it, all of which were looked at
     stopped = 1 - ex.measure(staged, subject.calibration).alive_fraction["3"]
     assert stopped == pytest.approx(0.25, abs=0.02) or found["3"] == 0
 
