@@ -15,7 +15,7 @@ from exprune_fx.calibration.frontier import Option, _Tally
 from exprune_fx.calibration.moments import MomentObserver, VarianceObserver
 from exprune_fx.calibration.observe import Data, SiteValues
 from exprune_fx.calibration.prepare import Prepared
-from exprune_fx.calibration.thresholds import Interval, Living
+from exprune_fx.calibration.thresholds import EnergyHistogram, EnergyRange, Interval, Living
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.guards import Calibrated, Threshold
 from exprune_fx.plan import Array, SitePlan
@@ -28,7 +28,9 @@ class Tallies:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = {candidate.site.name: candidate for candidate in candidates}
-        self.tallies = {name: _Tally(fixed_interval(c.site.out_features)) for name, c in self.candidates.items()}
+        self.tallies = {
+            name: _Tally(EnergyHistogram(fixed_interval(c.site.out_features))) for name, c in self.candidates.items()
+        }
 
     def __call__(self, site: Site, values: SiteValues) -> None:
         living = Living.of(by_neuron(site, energy(site, values.z, values.pool)))
@@ -60,6 +62,7 @@ def statistics(gm: fx.GraphModule, batches: Sequence[object]) -> dict[str, Tenso
     ]
     for (key, _), each in ranges_of(data, graph.gm, candidates).items():
         name = key[0]
+        assert isinstance(each, EnergyRange), "no pool in these models"
         found |= {f"energy {name}": each.energy, f"first {name}": each._first, f"second {name}": each._second}
         found |= {f"lowest {name}": each._lowest_alive, f"highest {name}": each._highest}
     tallies = Tallies(candidates)
