@@ -14,6 +14,9 @@ from torch import Tensor, fx
 from exprune_fx.calibration.data import Batches
 from exprune_fx.calibration.decide import dense_entry
 from exprune_fx.calibration.head_costs import bytes_read, flops_staged
+from exprune_fx.calibration.head_latency import check_kernels, inputs_of, timed_head
+from exprune_fx.calibration.latency import pieces_to_time
+from exprune_fx.calibration.request import check_objective
 from exprune_fx.errors import CalibrationError, GuardError, PlanError
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.graph.running import examples_in, placeholder_values
@@ -44,6 +47,8 @@ def calibrate_heads(
     *,
     heads: Sequence[str] | None = None,
     plan: Plan | None = None,
+    objective: str = "flops",
+    latency_batch: object | None = None,
 ) -> Plan:
     """Decides how each prediction head (see `find_heads`) is staged: which rests on what its guard claims.
 
@@ -60,13 +65,18 @@ def calibrate_heads(
         guard: `Dominance()`, sound, by default.
         heads: names of heads to stage; all by default. Those that are not named stay dense.
         plan: a plan of ``calibrate`` for the same graph, whose sites and orders are kept.
+        objective: "flops" stages every head that is asked for; "latency" times each, on this machine and with torch's
+            present number of threads, against its dense layer as PyTorch and as Inductor runs it, and leaves dense what
+            does not gain. It needs the native kernels.
+        latency_batch: what "latency" times, as for ``calibrate``. Default: calibration examples.
 
     Returns:
         The plan with an entry for each head.
 
     Raises:
         GuardError: another guard, or an alpha without data.
-        PlanError: the graph is staged already, or has no head of a name that is asked for.
+        PlanError: the graph is staged already, has no head of a name that is asked for, or an unknown objective;
+            "latency" without native kernels or without anything to time.
         CalibrationError: no batches, or a head that no example reached with finite values.
     """
     if record_of(gm) is not None:
@@ -74,6 +84,10 @@ def calibrate_heads(
     guard = Dominance() if guard is None else guard
     if not isinstance(guard, Dominance):
         raise GuardError(f"{guard} is a guard of sites", hint="give Dominance(), or Dominance(alpha)")
+    if check_objective(objective) == "latency":
+        check_kernels()
+        if batches is None and latency_batch is None:
+            raise PlanError("there is nothing to time", hint="give batches, or a latency_batch")
     normal = normalise(gm)
     found = find_heads(normal)
     unknown = sorted(set(heads or ()) - {head.name for head in found})
@@ -85,9 +99,28 @@ def calibrate_heads(
     chosen = [head for head in found if heads is None or head.name in heads]
     seen = _Inputs.collect(normal, chosen, batches) if batches is not None and chosen else None
     entries = tuple(_decide(normal, head, guard, seen) for head in chosen)
+    if objective == "latency" and chosen:
+        entries = _by_the_clock(normal, chosen, entries, _timed_batches(gm, batches, latency_batch))
     base = plan or Plan(tuple(dense_entry(site, "its sites were not calibrated") for site in find_sites(normal)))
     examples = base.examples or (seen.examples if seen else 0)
     return replace(base, heads=entries, examples=examples)
+
+
+def _timed_batches(gm: fx.GraphModule, batches: Batches | None, latency_batch: object | None) -> list[object]:
+    if latency_batch is not None or batches is None:
+        return [latency_batch]
+    return pieces_to_time(gm, batches)
+
+
+def _by_the_clock(
+    normal: fx.GraphModule, heads: Sequence[PredictionHead], entries: Sequence[HeadPlan], batches: Sequence[object]
+) -> tuple[HeadPlan, ...]:
+    inputs = inputs_of(normal, heads, batches)
+    tensors = (_tensors_of(normal, head) for head in heads)
+    return tuple(
+        timed_head(head, entry, *found, inputs[head.name])
+        for head, entry, found in zip(heads, entries, tensors, strict=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +202,8 @@ class _Subject:
 
 
 def _decide(gm: fx.GraphModule, head: PredictionHead, guard: Dominance, seen: _Inputs | None) -> HeadPlan:
-    node = next(node for node in gm.graph.nodes if node.name == head.node)
-    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    bias = tensor_at(gm, str(given.target)).detach() if isinstance(given, fx.Node) else None
     fitting, rows = seen.halves(head.name) if seen else (None, None)
-    subject = _Subject(head, tensor_at(gm, head.weight).detach(), bias, fitting, rows)
+    subject = _Subject(head, *_tensors_of(gm, head), fitting, rows)
     features = head.weight_shape[1]
     if subject.rows is None:
         if guard.alpha:
@@ -188,6 +218,14 @@ def _decide(gm: fx.GraphModule, head: PredictionHead, guard: Dominance, seen: _I
     if turned is not None:
         judged += _judged(subject, guard, center, turned, several)
     return min(judged, key=lambda entry: entry.fraction_read)
+
+
+def _tensors_of(gm: fx.GraphModule, head: PredictionHead) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a head's layer."""
+    node = next(node for node in gm.graph.nodes if node.name == head.node)
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    bias = tensor_at(gm, str(given.target)).detach() if isinstance(given, fx.Node) else None
+    return tensor_at(gm, head.weight).detach(), bias
 
 
 def _entry(

@@ -12,6 +12,8 @@ from torch.export import Dim
 
 import exprune_fx as ex
 from exprune_fx.backend.options import read_options
+from exprune_fx.calibration import head_latency
+from exprune_fx.compiling import Runnable
 from exprune_fx.ops import native
 from exprune_fx.passes.stage_heads import StageHeadsPass
 
@@ -125,6 +127,56 @@ def test_refusals(graph: fx.GraphModule, plan: ex.Plan) -> None:
         ex.calibrate_heads(graph, guard=ex.Dominance(0.1))
     with pytest.raises(ex.GuardError, match="Bound"):
         ex.calibrate_heads(graph, guard=ex.Bound())  # type: ignore[arg-type] # that is the test
+
+
+# --- by the clock -----------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+@pytest.mark.parametrize("staged_s", [0.001, 0.0099, 0.02])
+def test_by_the_clock_a_head_that_does_not_gain_stays_dense(
+    graph: fx.GraphModule, plan: ex.Plan, staged_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock and the compiler are replaced; the ways that are timed choose what the dense layer chooses."""
+    shapes: list[torch.Size] = []
+
+    def measure(walks: Any) -> dict[Any, float]:
+        (expected, *others) = [step.run(*step.prepare(1)) for (step,) in walks]
+        assert all(torch.equal(other, expected) for other in others)
+        shapes.append(expected.shape)
+        return {step.key: staged_s if step.key == head_latency.STAGED else 0.01 for (step,) in walks}
+
+    monkeypatch.setattr(head_latency, "measure_graphs", measure)
+    monkeypatch.setattr(head_latency, "compiled", lambda model, name, _setting, _args: Runnable(name, model))
+    timed = ex.calibrate_heads(graph, [(ids(32, seed),) for seed in range(3)], objective="latency")
+    assert shapes == [(2, 5)]  # as many examples as the graph was captured with, five positions each
+    (entry,), (untimed,) = timed.heads, plan.heads
+    assert entry.timing is not None
+    assert (entry.timing.staged_s, entry.timing.dense_s, entry.timing.examples) == (staged_s, 0.01, 10)
+    assert entry.is_staged == (staged_s == 0.001)  # 1 % is within what two runs differ by
+    if entry.is_staged:
+        assert (entry.stages, entry.reach, entry.basis) == (untimed.stages, untimed.reach, untimed.basis)
+        assert "10.00 times as fast" in entry.reason
+    assert ex.Plan.from_dict(timed.to_dict()) == timed
+    staged = ex.transform(graph, timed)
+    assert torch.equal(staged(ids(20, 4)), Words().eval()(ids(20, 4)))
+    (facts,) = ex.explain(staged).heads
+    assert facts.decision == ("staged" if entry.is_staged else "dense")
+    assert "ms staged" in facts.reason
+    given = ex.calibrate_heads(graph, objective="latency", latency_batch=(ids(7),))
+    assert shapes[1:] == [(7, 5)]
+    assert given.heads[0].timing is not None
+
+
+def test_what_cannot_be_timed_is_refused(graph: fx.GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ex.PlanError, match="unknown objective"):
+        ex.calibrate_heads(graph, objective="time")
+    monkeypatch.setattr(native, "available", lambda: True)
+    with pytest.raises(ex.PlanError, match="nothing to time"):
+        ex.calibrate_heads(graph, objective="latency")
+    monkeypatch.setattr(native, "available", lambda: False)
+    with pytest.raises(ex.PlanError, match="native kernels"):
+        ex.calibrate_heads(graph, [(ids(4),)], objective="latency")
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
