@@ -212,7 +212,7 @@ def staged_conv2d_relu(
     dilation: list[int],
     groups: int,
     activation: str,
-    window: Sequence[int] = (),
+    window: Sequence[int] | None = None,
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last.
 
@@ -225,6 +225,7 @@ def staged_conv2d_relu(
     site.require(groups == 1, f"{groups} groups", "leave this site in its readable form")
     for name, numbers, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         site.require(len(numbers) == 2 and min(numbers) >= least, f"{name} is {numbers}", f"two, each at least {least}")
+    window = window or ()
     in_windows = len(window) == 2 and min(window) >= 1 and math.prod(window) <= MOST_RIVALS
     site.require(in_windows if guard == POOLED else not window, f"guard {guard!r} with windows of {list(window)}")
     site.tensor("weight", weight, [weight.shape[0], x.shape[1], *weight.shape[2:]])
