@@ -18,8 +18,8 @@ from exprune_fx.graph.edits import (
     set_tensor,
     tensor_at,
 )
-from exprune_fx.ops.codes import code_ends, codes_of
-from exprune_fx.ops.native.fake import SQUARES
+from exprune_fx.ops.codes import codes_of
+from exprune_fx.ops.native.fake import ends_of_codes
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
 
@@ -86,9 +86,8 @@ def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
     given: dict[str, Any] = arguments_of(node)
     name = str(given["weight"].target)
     weight = tensor_at(gm, name)
-    by_codes = given["down"] is None and given["guard"] not in SQUARES
-    stages = [stage * given["block"] for stage in given["stages"]] if by_codes else []
-    made = codes_of(weight, code_ends(weight.shape[1], stages))
+    stages, block, guard = (given[key] for key in ("stages", "block", "guard"))
+    made = codes_of(weight, ends_of_codes(weight.shape[1], stages, block, guard, given["down"] is not None))
     base = f"exprune.{name.replace('.', '_')}"
     tables = {"codes": made.codes, "code_numbers": made.numbers, "code_slack": made.slack}
     for key, table in tables.items():

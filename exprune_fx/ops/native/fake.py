@@ -31,6 +31,12 @@ def register() -> None:
         torch.library.register_fake(f"exprune::{function.__name__}", function)
 
 
+def ends_of_codes(columns: int, stages: Sequence[int], block: int, guard: str, principal: bool) -> list[int]:
+    """`code_ends` of a site: a principal head reads no codes, and a rule that reads squared terms none either."""
+    by_codes = not principal and guard not in SQUARES
+    return code_ends(columns, [stage * block for stage in stages] if by_codes else [])
+
+
 def require(operator: str, holds: bool | torch.SymBool, what: str, hint: str) -> None:
     """Raises KernelError unless it holds, now or where the size is known."""
     error = KernelError(f"exprune::{operator}: {what}", hint=hint)
@@ -139,9 +145,7 @@ class _Site:
     @property
     def code_ends(self) -> list[int]:
         """Columns up to the end of each segment of the codes: a stage that reads them has a segment of its own."""
-        columns = self.weight.shape[1]
-        by_codes = self.down is None and self.guard not in SQUARES
-        return code_ends(columns, [stage * self.block for stage in self.stages] if by_codes else [])
+        return ends_of_codes(self.weight.shape[1], self.stages, self.block, self.guard, self.down is not None)
 
     def _check_codes(self) -> None:
         codes, numbers, slack = self.codes

@@ -12,12 +12,9 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from torch import Tensor
 
-from exprune_fx.ops import native
 from exprune_fx.ops.native.fake import DTYPES
 from tests.ops.native import cases, readable, truth
 from tests.ops.native.cases import Arguments, Conv, Linear
-
-ISAS = ("portable", "avx2", "avx512")
 
 
 def check(operator: str, arguments: Arguments, result: Tensor) -> int:
@@ -49,20 +46,6 @@ def test_the_readable_linear_operators_return_what_the_sums_allow(case: Linear) 
 @settings(deadline=None)
 def test_the_readable_convolution_returns_what_the_sums_allow(case: Conv) -> None:
     event(f"{check('staged_conv2d_relu', case.arguments(), readable.staged_conv2d_relu(*case.arguments()))} borderline")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine has, in turn."""
-    if not native.available():
-        pytest.skip("native kernels cannot be built here")
-    try:
-        torch.ops.exprune._force_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"this machine has no {request.param}, or the library was compiled without it")
-    assert native.isa() == request.param
-    yield request.param
-    torch.ops.exprune._force_isa("")
 
 
 def fused(operator: str, arguments: Arguments) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,19 +32,6 @@ LARGE = {
     "bfloat16": replace(WIDE, dtype=torch.bfloat16),
     "float16, relu6": replace(WIDE, dtype=torch.float16, activation="relu6", guard="none", stages=()),
 }
-
-
-@pytest.fixture(params=("portable", "avx2", "avx512"))
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine has, in turn."""
-    if not native.available():
-        pytest.skip("native kernels cannot be built here")
-    try:
-        torch.ops.exprune._force_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"this machine has no {request.param}, or the library was compiled without it")
-    yield request.param
-    torch.ops.exprune._force_isa("")
 
 
 def named(operator: str, arguments: Arguments) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,19 +146,6 @@ def truth_of(case: Case) -> Truth:
     rest = [list(case.stages), "pooled", 0.0, limits, *case.walk, 1, case.activation, list(case.window)]
     packed = weight.contiguous(memory_format=torch.channels_last)
     return Truth([x, packed, bias, residual, down, up, *rest], stopped, unsure, y, scale)
-
-
-@pytest.fixture(params=("portable", "avx2", "avx512"))
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine has, in turn."""
-    if not native.available():
-        pytest.skip("native kernels cannot be built here")
-    try:
-        torch.ops.exprune._force_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"no {request.param} kernels here")
-    yield request.param
-    torch.ops.exprune._force_isa("auto")
 
 
 @pytest.mark.parametrize("name", CASES)
