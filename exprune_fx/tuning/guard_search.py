@@ -40,9 +40,13 @@ class GuardTrial(Trial):
 
     Attributes:
         setting: one number from 0 (dense) to 1 for each site.
+        wall_s: seconds that making, counting and evaluating it took.
+        cpu_s: likewise, of all threads.
     """
 
     setting: tuple[float, ...] = ()
+    wall_s: float = field(default=0.0, compare=False)
+    cpu_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,8 @@ class GuardSearch:
         dense: score of the dense model.
         trials: every one, those of earlier runs on the same storage too.
         evaluations: calls of `evaluate` that this run made.
-        wall_s: seconds that this run took.
+        wall_s: seconds that the search took, calibration too; of an earlier run on the same storage, its trials.
+        cpu_s: likewise, of all threads.
     """
 
     guard: GuardChoice
@@ -64,6 +69,7 @@ class GuardSearch:
     trials: tuple[GuardTrial, ...]
     evaluations: int
     wall_s: float
+    cpu_s: float
     _space: GuardSpace = field(repr=False)
 
     @property
@@ -98,6 +104,7 @@ class GuardSearch:
             "dense": self.dense,
             "evaluations": self.evaluations,
             "wall_s": self.wall_s,
+            "cpu_s": self.cpu_s,
             "trials": trials,
             "front": front,
         }
@@ -145,7 +152,7 @@ def search_guards(
         GuardError: the stages are not increasing fractions.
         CalibrationError: the calibration data are unusable.
     """
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     kind = check_guard(guard)
     check_stages(tuple(stages))
     check_batches(batches)
@@ -162,7 +169,10 @@ def search_guards(
     search = _Search(optuna, space, maker, evaluate, dense, seed, progress)
     made = search.run(search.study(storage, about), trials)
     found = tuple(search.trials)
-    return GuardSearch(kind, space.sites, dense, found, made + 1, time.perf_counter() - started, space)
+    before = found[: len(found) - made]
+    wall_s = time.perf_counter() - started[0] + sum(trial.wall_s for trial in before)
+    cpu_s = time.process_time() - started[1] + sum(trial.cpu_s for trial in before)
+    return GuardSearch(kind, space.sites, dense, found, made + 1, wall_s, cpu_s, space)
 
 
 def _prepared(
@@ -233,11 +243,15 @@ class _Search:
             setting = self.space.first[index]
             params = dict(zip(self._names, setting, strict=True))
             make: Callable[..., Any] = self.optuna.trial.create_trial
-            study.add_trial(make(params=params, distributions=space, values=self._tried(setting)))
+            values, took = self._tried(setting)
+            study.add_trial(make(params=params, distributions=space, values=values, user_attrs=took))
         else:
             study.sampler = self._sampler(index)
             asked = study.ask(space)
-            study.tell(asked, self._tried(tuple(asked.params[name] for name in self._names)))
+            values, took = self._tried(tuple(asked.params[name] for name in self._names))
+            for name, seconds in took.items():
+                asked.set_user_attr(name, seconds)
+            study.tell(asked, values)
         self.trials.append(self._trial(study.get_trials(deepcopy=False)[-1]))
 
     @property
@@ -252,14 +266,18 @@ class _Search:
             constant_liar=False,  # else it depends on what a killed process left behind
         )
 
-    def _tried(self, setting: tuple[float, ...]) -> list[float]:
+    def _tried(self, setting: tuple[float, ...]) -> tuple[list[float], dict[str, float]]:
+        """Share that remains and metric, and the seconds that this took."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
         made = self.maker.make(setting)
-        return [1 - made.fraction_removed, Score.of(self.evaluate(made.model)).value]
+        values = [1 - made.fraction_removed, Score.of(self.evaluate(made.model)).value]
+        return values, {"wall_s": time.perf_counter() - wall_s, "cpu_s": time.process_time() - cpu_s}
 
     def _trial(self, found: Any) -> GuardTrial:
         remains, score = found.values
         setting = tuple(found.params[name] for name in self._names)
-        return GuardTrial("searched", 0.0, 1 - remains, score, self.dense - score, setting)
+        took = (float(found.user_attrs.get(name, 0.0)) for name in ("wall_s", "cpu_s"))
+        return GuardTrial("searched", 0.0, 1 - remains, score, self.dense - score, setting, *took)
 
 
 def _optuna() -> Any:

@@ -40,6 +40,10 @@ def reproduce(
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Settings tried of each of the paper's guards; its code tries 2,000.")
     ] = 40,
+    calibrated_trials: Annotated[
+        int,
+        typer.Option("--calibrated-trials", min=0, help="Also search our guard by so many trials, beside optimize."),
+    ] = 0,
     calibration: Annotated[int | None, typer.Option("--calibration", min=2, help="Examples to calibrate on.")] = None,
     selection: Annotated[int | None, typer.Option("--selection", min=2, help="Examples to choose by.")] = None,
     test: Annotated[int | None, typer.Option("--test", min=1, help="Examples to judge on.")] = None,
@@ -91,9 +95,8 @@ def reproduce(
         )
         with progress(name) as say:
             subject = make_subject(wanted, say)
-            found = run_reproduction(
-                subject, Settings(trials=trials, judge_front=judge_front, seed=seed, study=study), say
-            )
+            settings = Settings(trials, calibrated_trials, judge_front=judge_front, seed=seed, study=study)
+            found = run_reproduction(subject, settings, say)
         output_console().print(reproduction_table(found, subject.sparse))
         write_json(json_path, {**written_by(), **found.to_dict()})
         if plot is not None:

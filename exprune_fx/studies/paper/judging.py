@@ -13,8 +13,9 @@ from torch import Tensor, fx
 from exprune_fx.pipeline import transform
 from exprune_fx.plan import Plan
 from exprune_fx.studies.paper.counting import Counting, Tally
+from exprune_fx.studies.paper.guards import PUBLISHED
 from exprune_fx.studies.paper.published import published_figure
-from exprune_fx.studies.paper.results import OURS, Row
+from exprune_fx.studies.paper.results import Row
 from exprune_fx.studies.paper.store import Store
 from exprune_fx.studies.subjects import Subject
 from exprune_fx.studies.subjects.metrics import drop_interval
@@ -116,5 +117,5 @@ class Judging:
             alive_fraction=dict(tally.alive_fraction),
             numbers=numbers,
             extras=metric.extras(each),
-            published=published_figure(self.subject.name, max_drop) if method != OURS else None,
+            published=published_figure(self.subject.name, max_drop) if method in PUBLISHED else None,
         )

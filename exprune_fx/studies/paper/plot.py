@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from exprune_fx.extras import optional_module
+from exprune_fx.studies.paper.guards import PUBLISHED
 from exprune_fx.studies.paper.published import RANGES
-from exprune_fx.studies.paper.results import OURS, Curve, Reproduction
+from exprune_fx.studies.paper.results import BY_TRIALS, OURS, Curve, Reproduction
 from exprune_fx.studies.paper.search import front_of
 
-COLOURS = {"StatsTest": "#d95f02", "Threshold": "#7570b3", OURS: "#1b9e77"}
-MARKERS = {"StatsTest": "s", "Threshold": "^", OURS: "o"}
+COLOURS = {"StatsTest": "#d95f02", "Threshold": "#7570b3", OURS: "#1b9e77", BY_TRIALS: "#1f78b4"}
+MARKERS = {"StatsTest": "s", "Threshold": "^", OURS: "o", BY_TRIALS: "D"}
 LOWEST, HIGHEST = -0.5, 2.2  # points of the metric that are drawn
 
 
@@ -32,6 +33,8 @@ def plot_reproduction(found: Reproduction, pruned: bool, path: Path) -> None:
         _draw_curve(axes, curve, found.dense_selection)
     for method, colour in COLOURS.items():
         rows = [row for row in found.rows if row.method == method]
+        if not rows:
+            continue
         drops = [100 * row.drop for row in rows]
         axes.errorbar(
             drops,
@@ -47,7 +50,7 @@ def plot_reproduction(found: Reproduction, pruned: bool, path: Path) -> None:
             elinewidth=1,
             capsize=3,
             zorder=3,
-            label=f"{method} ({'ours' if method == OURS else 'paper'}): test",
+            label=f"{method} ({'paper' if method in PUBLISHED else 'ours'}): test",
         )
     axes.axvline(0, color="black", linewidth=0.6)
     low = min([LOWEST, *(100 * row.interval[0] - 0.1 for row in found.rows)])

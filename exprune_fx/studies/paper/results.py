@@ -9,6 +9,26 @@ from typing import Any
 from exprune_fx.studies.paper.search import Trial
 
 OURS = "Calibrated"
+BY_TRIALS = "Calibrated, by trials"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What something took.
+
+    Attributes:
+        evaluations: of plans; the dense model's are not counted.
+        wall_s: seconds.
+        cpu_s: of all threads.
+    """
+
+    evaluations: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def __add__(self, other: Effort) -> Effort:
+        """Both."""
+        return Effort(self.evaluations + other.evaluations, self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
 
 
 @dataclass(frozen=True)
@@ -16,7 +36,8 @@ class Row:
     """One method at one allowed drop.
 
     Attributes:
-        method: "StatsTest" or "Threshold" (the paper's), or "Calibrated" (ours).
+        method: "StatsTest" or "Threshold" (the paper's), "Calibrated" (ours, by `exprune_fx.optimize`), or "Calibrated,
+            by trials" (the same guard, by `exprune_fx.search_guards`).
         max_drop: of the metric on the selection examples, as a fraction (0.001 is 0.1 points).
         selection_drop: what the choice loses there; negative where it gains.
         score: the metric on the test examples.
@@ -51,12 +72,14 @@ class Curve:
     Attributes:
         method: see `Row`.
         trials: every setting that was tried, with its drop there.
+        effort: what the search took, with its calibration, for all drops together.
         judged: drop on the test examples and share of FLOPs removed, for the settings that no other one beats on the
             selection examples; empty if that was not asked for.
     """
 
     method: str
     trials: tuple[Trial, ...]
+    effort: Effort
     judged: tuple[tuple[float, float], ...] = ()
 
     def best_judged(self, max_drop: float) -> float | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
+from exprune_fx.calibration.request import HeadChoice
 from exprune_fx.errors import DataError
 from exprune_fx.graph import capture
 from exprune_fx.graph.edits import tensor_at
@@ -22,12 +23,12 @@ from exprune_fx.plan import Plan
 from exprune_fx.studies.paper.counting import Counting
 from exprune_fx.studies.paper.guards import PUBLISHED, SPAN, GuardName, GuardSpace, heads_of
 from exprune_fx.studies.paper.judging import Graphs, Judging
-from exprune_fx.studies.paper.results import OURS, Curve, Reproduction, Row
+from exprune_fx.studies.paper.results import BY_TRIALS, OURS, Curve, Effort, Reproduction, Row
 from exprune_fx.studies.paper.search import Trial, chosen, front_of, search_settings
 from exprune_fx.studies.paper.store import Store
 from exprune_fx.studies.subjects import Subject
 from exprune_fx.studies.subjects.subject import Judge
-from exprune_fx.tuning import optimize
+from exprune_fx.tuning import optimize, search_guards
 from exprune_fx.tuning.guard_space import mean_quantiles
 from exprune_fx.tuning.study import model_digest, plan_digest
 from exprune_fx.tuning.template import Template, record_to_stage
@@ -44,6 +45,7 @@ class Settings:
 
     Attributes:
         trials: settings tried of each of the paper's guards (the reference implementation: 2,000).
+        calibrated_trials: settings of our guard that are tried the same way, beside `optimize`; 0 for none.
         drops: of the metric that are allowed on the selection examples, as fractions.
         selection_counted: batches of selection examples that every trial's FLOPs are counted on.
         test_counted: batches of test examples that the chosen plans' FLOPs are counted on.
@@ -54,6 +56,7 @@ class Settings:
     """
 
     trials: int = 40
+    calibrated_trials: int = 0
     drops: tuple[float, ...] = DROPS
     selection_counted: int = 1
     test_counted: int = 4
@@ -76,7 +79,10 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
         curve, found = run.published(guard)
         curves.append(curve)
         rows += found
-    ours, found = run.ours()
+    for search in (run.ours, *([run.ours_by_trials] if settings.calibrated_trials else [])):
+        curve, found = search()
+        curves.append(curve)
+        rows += found
     sizes = [len(target) for target in subject.test.targets[: settings.test_counted]]
     judging = run.judging
     test = judging.tally("dense", judging.dense_graphs)
@@ -92,8 +98,8 @@ def reproduce(subject: Subject, settings: Settings, say: Say = lambda _: None) -
         test_examples=subject.test.examples,
         counted_examples=sum(sizes),
         flops_per_example=test.dense / sum(sizes),
-        rows=(*rows, *found),
-        curves=(*curves, ours),
+        rows=tuple(rows),
+        curves=tuple(curves),
         trials=settings.trials,
         wall_s=time.perf_counter() - started,
         resolution=1 / subject.selection.examples if subject.selection.metric.counts else 0.0,
@@ -142,15 +148,17 @@ class _Run:
     def published(self, guard: GuardName) -> tuple[Curve, list[Row]]:
         """Tunes one of the paper's guards, and judges what it chose for each drop."""
         self.say(f"{guard}: scale of the sites")
-        data = Data(self.subject.calibration)
-        quantiles = {} if guard == "StatsTest" else mean_quantiles(self.prepared, data, self.heads)
+        quantiles, effort = self._quantiles() if guard == "Threshold" else ({}, Effort())
         space = GuardSpace(guard, self.prepared.sites, self.heads, quantiles)
         template = Template(record_to_stage(self.prepared.gm), space.plan, space.diagonal[-1])
         numbers = itertools.count(1)
 
         def try_setting(setting: tuple[float, ...]) -> Trial:
+            nonlocal effort
             self.say(f"{guard}: trial {next(numbers)} of {self.settings.trials}")
-            found = self.store.get(f"{guard} {list(setting)}", lambda: self._tried(template, setting))
+            key = f"{guard} {list(setting)}"
+            found = self.store.get(key, lambda: self._tried(template, setting))
+            effort += self.store.took(key)
             return Trial(setting, found["score"], found["fraction_removed"], found["given_up"])
 
         trials = search_settings(
@@ -166,7 +174,13 @@ class _Run:
                 key, graphs = "dense", self.judging.dense_graphs
             rows.append(self._row(guard, drop, key, graphs, lost, space.numbers(setting)))
         judged = self._front(guard, space, template, trials) if self.settings.judge_front else ()
-        return Curve(guard, tuple(trials), judged), rows
+        return Curve(guard, tuple(trials), effort, judged), rows
+
+    def _quantiles(self) -> tuple[dict[str, Tensor], Effort]:
+        """What Threshold's settings are a scale of, and what finding it took."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        found = mean_quantiles(self.prepared, Data(self.subject.calibration), self.heads)
+        return found, Effort(0, time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
     def _front(
         self, guard: GuardName, space: GuardSpace, template: Template, trials: Sequence[Trial]
@@ -199,15 +213,64 @@ class _Run:
 
     def ours(self) -> tuple[Curve, list[Row]]:
         """Calibrated guards by `optimize`, for each drop."""
-        rows, trials = [], []
+        rows, trials, effort = [], [], Effort()
         for drop in self.settings.drops:
             self.say(f"{OURS}: optimize within a drop of {100 * drop:g} points")
-            found = self.store.get(f"{OURS} {drop}", partial(self._optimized, drop))
+            key = f"{OURS} {drop}"
+            found = self.store.get(key, partial(self._optimized, drop))
             trials += [Trial((), score, removed) for score, removed in found["trials"]]
-            plan = Plan.from_dict(found["plan"])
-            graphs = Graphs.of_plan(self.gm, plan)
-            rows.append(self._row(OURS, drop, plan_digest(plan), graphs, found["drop"], {}))
-        return Curve(OURS, tuple(trials)), rows
+            took = self.store.took(key)
+            effort += Effort(found["evaluations"], took.wall_s, took.cpu_s)
+            rows.append(self._planned(OURS, drop, found))
+        return Curve(OURS, tuple(trials), effort), rows
+
+    def ours_by_trials(self) -> tuple[Curve, list[Row]]:
+        """The same guard, searched as the paper's are: Optuna's trials, one number a site."""
+        found = self.store.get(f"{BY_TRIALS} {self.settings.calibrated_trials}", self._searched)
+        rows = [self._planned(BY_TRIALS, drop, found["best"][str(drop)]) for drop in self.settings.drops]
+        trials = tuple(Trial((), score, removed) for score, removed in found["trials"])
+        return Curve(BY_TRIALS, trials, Effort(**found["effort"])), rows
+
+    def _searched(self) -> dict[str, Any]:
+        subject, study = self.subject, self.settings.study
+        numbers = itertools.count(0)
+
+        def evaluate(model: Any) -> float | Tensor:
+            self.say(f"{BY_TRIALS}: evaluation {next(numbers)} of {self.settings.calibrated_trials}")
+            return subject.selection(model)
+
+        found = search_guards(
+            self.gm,
+            subject.calibration,
+            evaluate,
+            "calibrated",
+            trials=self.settings.calibrated_trials,
+            head=self._head,
+            storage=None if study is None else study / f"{subject.name}.trials.db",
+            seed=self.settings.seed,
+        )
+        best = {}
+        for drop in self.settings.drops:
+            trial = found.best(drop)
+            plan, lost = (Plan(), 0.0) if trial is None else (found.plan(trial), trial.drop)
+            best[str(drop)] = {"plan": plan.to_dict(), "drop": lost}
+        return {
+            "best": best,
+            "trials": [[trial.score, trial.fraction_removed] for trial in found.trials],
+            "effort": {"evaluations": len(found.trials), "wall_s": found.wall_s, "cpu_s": found.cpu_s},
+        }
+
+    def _planned(self, method: str, drop: float, found: Mapping[str, Any]) -> Row:
+        """The row of a plan on file."""
+        plan = Plan.from_dict(found["plan"])
+        graphs = Graphs.of_plan(self.gm, plan) if plan.staged else self.judging.dense_graphs
+        key = plan_digest(plan) if plan.staged else "dense"
+        return self._row(method, drop, key, graphs, found["drop"], {})
+
+    @property
+    def _head(self) -> HeadChoice:
+        """Principal heads are dense: of pruned weights they would cost more than they save."""
+        return "prefix" if self.subject.sparse else "auto"
 
     def _optimized(self, drop: float) -> dict[str, Any]:
         subject = self.subject
@@ -219,13 +282,14 @@ class _Run:
             batches=subject.calibration,
             evaluate=subject.selection,
             max_drop=drop,
-            head="prefix" if subject.sparse else "auto",
+            head=self._head,
             study=study,
             seed=self.settings.seed,
         )
         return {
             "plan": best.plan.to_dict(),
             "drop": best.report.selection.drop,
+            "evaluations": best.report.evaluations - 1,
             "trials": [[trial.score, trial.fraction_removed] for trial in best.report.trials],
         }
 

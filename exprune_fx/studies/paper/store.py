@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from exprune_fx.errors import DataError
+from exprune_fx.studies.paper.results import Effort
 from exprune_fx.tuning.lines import Lines
 
 _AGAIN = "give another folder with --study, or remove the file to start again"
@@ -26,6 +28,7 @@ class Store:
 
     def __init__(self, path: Path | None, about: str) -> None:
         self._found: dict[str, dict[str, Any]] = {}
+        self._took: dict[str, Effort] = {}
         self._lines = None if path is None else Lines(path, "study", _AGAIN)
         if path is None or self._lines is None:
             return
@@ -34,13 +37,22 @@ class Store:
             self._lines.add({"about": about})
         elif (lines[0] or {}).get("about") != about:
             raise DataError(f"study {os.fspath(path)!r} is of other weights, data or settings", hint=_AGAIN)
-        self._found = {entry["key"]: entry["value"] for entry in lines if entry is not None and "key" in entry}
+        for entry in lines:
+            if entry is not None and "key" in entry:
+                self._found[entry["key"]] = entry["value"]
+                self._took[entry["key"]] = Effort(1, entry.get("wall_s", 0.0), entry.get("cpu_s", 0.0))
 
     def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of this key: the one on file, or a new one, which is then written down."""
         if key not in self._found:
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
             value = make()
+            took = Effort(1, time.perf_counter() - wall_s, time.process_time() - cpu_s)
             if self._lines is not None:
-                self._lines.add({"key": key, "value": value})
-            self._found[key] = value
+                self._lines.add({"key": key, "value": value, "wall_s": took.wall_s, "cpu_s": took.cpu_s})
+            self._found[key], self._took[key] = value, took
         return self._found[key]
+
+    def took(self, key: str) -> Effort:
+        """What making this result took, when it was made."""
+        return self._took[key]

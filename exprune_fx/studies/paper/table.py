@@ -52,11 +52,22 @@ def reproduction_table(found: Reproduction, pruned: bool) -> Group:
         f"{found.flops_per_example / 1e6:,.1f} MFLOPs each",
         f"StatsTest and Threshold: the paper's, {found.trials} Optuna trials each (its code: 2,000); {OURS}: ours, by "
         "exprune_fx.optimize; no fine-tuning",
+        _searches(found),
         *_too_few(found),
         *_chosen_on_test(found),
         *published_ranges(pruned),
     ]
     return Group(table, *(Text(line) for line in lines))
+
+
+def _searches(found: Reproduction) -> str:
+    """What every search took, for all drops together."""
+    said = [
+        f"{curve.method} {curve.effort.evaluations} plans in {curve.effort.wall_s:,.0f} s "
+        f"({curve.effort.cpu_s:,.0f} s of CPU)"
+        for curve in found.curves
+    ]
+    return f"searches, calibration included: {'; '.join(said)}"
 
 
 def _too_few(found: Reproduction) -> list[str]:

@@ -23,10 +23,13 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("optuna")
     subject = tiny_subject(sparse)
     trials = 11 if sparse else 4  # the sampler draws ten at random before it learns from them
-    settings = Settings(trials=trials, drops=(0.03, 0.2), judge_front=sparse, study=tmp_path / "study")
+    own_trials = 0 if sparse else 9
+    settings = Settings(trials, own_trials, drops=(0.03, 0.2), judge_front=sparse, study=tmp_path / "study")
     found = reproduce(subject, settings)
     assert [(row.method, row.max_drop) for row in found.rows] == [
-        (method, drop) for method in ("StatsTest", "Threshold", "Calibrated") for drop in (0.03, 0.2)
+        (method, drop)
+        for method in ("StatsTest", "Threshold", "Calibrated", "Calibrated, by trials")[: 3 if sparse else 4]
+        for drop in (0.03, 0.2)
     ]
     for row in found.rows:
         assert row.selection_drop <= row.max_drop + 1e-12
@@ -37,6 +40,15 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
     assert (found.selection_examples, found.test_examples, found.counted_examples) == (48, 48, 48)
     assert [len(curve.trials) for curve in found.curves][:2] == [trials, trials]
 
+    for curve in found.curves:
+        assert curve.effort.evaluations >= len({trial.fraction_removed for trial in curve.trials if trial.setting})
+        assert curve.effort.wall_s > 0
+        assert curve.effort.cpu_s > 0
+    assert [curve.effort.evaluations for curve in found.curves if curve.method != "Calibrated"] == [
+        trials,
+        trials,
+        *([] if sparse else [own_trials]),
+    ]
     for curve in found.curves[:2]:
         assert bool(curve.judged) == sparse
         assert (curve.best_judged(1.0) or 0.0) == max([0.0, *(removed for _, removed in curve.judged)])
@@ -46,6 +58,8 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
         patch.setattr(Judge, "each", lambda *_: pytest.fail("evaluated again"))
         again = reproduce(subject, settings)
     assert again.rows == found.rows
+    assert [curve.effort.evaluations for curve in again.curves] == [curve.effort.evaluations for curve in found.curves]
+    assert again.curves[0].effort == found.curves[0].effort  # what it took when it was done
 
     text = json.dumps(found.to_dict())
     assert json.loads(text)["rows"][0]["method"] == "StatsTest"
@@ -53,6 +67,8 @@ def test_a_whole_run(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPat
     console.print(reproduction_table(found, sparse))
     shown = console.export_text()
     assert "Calibrated" in shown
+    assert f"StatsTest {trials} plans in " in shown
+    assert ("Calibrated, by trials" in shown) != sparse
     assert ("as its code shows it" in shown) == sparse
     assert ("10.24-11.11 % at 0.1" in shown) == sparse
 
