@@ -85,6 +85,18 @@ def test_heads_of_an_empty_batch_are_empty(groups: int) -> None:
     assert ops.squares_conv(x, weight, *geometry, groups, 0, 2).shape == (0, 4, 4, 4)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_one_channel_of_a_channels_last_weight(start: int) -> None:
+    """With strides (1, 2) and two images torch 2.13's own convolution of this slice reads numbers that are not its own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, 3, 5, generator=generator)
+    weight = torch.randn(12, 2, 1, 5, generator=generator).to(memory_format=torch.channels_last)
+    found = ops.partial_conv(x, weight, [1, 2], [0, 0], [1, 1], 1, start, start + 1)
+    part = slice(start, start + 1)
+    truth = F.conv2d(x[:, part].double(), weight[:, part].double().contiguous(), stride=(1, 2))
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)  # five terms in float32
+
+
 def test_squares_conv_of_no_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="no channels between 2 and 2"):
         ops.squares_conv(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1), [1, 1], [0, 0], [1, 1], 1, 2, 2)

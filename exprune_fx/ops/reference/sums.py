@@ -79,6 +79,8 @@ def partial_conv(
         [N, out, *space'], at least float32.
     """
     seen, kernels = wide(channels(x, groups, start, stop)), wide(weight[:, start:stop])
+    if stop - start == 1:  # of a channels-last weight, oneDNN reads one channel's numbers from wrong places at times
+        kernels = kernels.contiguous()
     part = convolve(seen, kernels, stride, padding, dilation, groups)
     return part if partial is None else partial + part
 
