@@ -62,12 +62,43 @@ static inline Vec sum_in_turn(int n, const float* field, const T* const* rows, c
   return sums(lanes);
 }
 
+constexpr int kInMemory = 4;  // rows read at once that lie in memory: more of them confuse what looks ahead for each
+
+// partial[j] += the sums of one segment for the listed neurons of a linear layer too large for the caches.
+template <class T>
+static inline void add_segment_in_memory(const Site& site, const Pixel& pixel, const Segment& segment,
+                                         const int32_t* list, int alive, float* partial) {
+  const auto row = [&](int at) EXPRUNE_LAMBDA {
+    return static_cast<const T*>(site.weight.data) + list[at < alive ? at : alive - 1] * site.weight.stride;
+  };
+  for (int at = 0; at < alive; at += kInMemory) {
+    const T *rows[kInMemory], *next[kInMemory];
+    for (int j = 0; j < kInMemory; ++j) rows[j] = row(at + j), next[j] = row(at + kInMemory + j);
+    Vec total = load(partial + at);
+    for (const Chunk* chunk = segment.chunks; chunk != segment.chunks + segment.count; ++chunk) {
+      const float* field = site.input.data + chunk->plane.offset + pixel.cell * chunk->plane.pitch;
+      const Run& run = *chunk->runs;  // of one tap
+      Vec s[kInMemory];
+      for (int j = 0; j < kInMemory; ++j) s[j] = zero();
+      add_run_asking(field + run.input, rows, next, run.weight, run.length, s);
+      Vec lanes[W];
+      EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < kInMemory ? s[j] : zero();
+      total = total + sums(lanes);
+    }
+    store_first(partial + at, total, kInMemory);
+  }
+}
+
 // partial[j] += the sums of one segment for the listed neurons: W rows of weights at a time, each to its end.
 template <class T>
 static inline void add_segment(const Site& site, const Pixel& pixel, const Segment& segment, bool head,
                                const int32_t* list, int alive, float* partial) {
   const Rows& weight = head ? site.head_weight : site.weight;
   const Image& image = head ? site.head_input : site.input;
+  const bool apart = head && (site.principal || (site.packed_head && !site.codes.data));  // codes leave few of the rows
+  if (site.in_memory && !apart) {
+    return add_segment_in_memory<T>(site, pixel, segment, list, alive, partial);
+  }
   for (int at = 0; at < alive; at += W) {
     const int lanes = alive - at < W ? alive - at : W;
     const bool in_turn = head && site.packed_head;
@@ -83,7 +114,7 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
       Run runs[kMostRuns];
       const int count = runs_inside(site, pixel, chunk, runs);
       total = total + (in_turn ? sum_in_turn(lanes, field, rows, runs, runs + count)
-                               : sum_runs(lanes, Streams<float, T, true>{field, rows}, runs, runs + count));
+                               : sum_runs(lanes, Streams<float, T, true>{field, rows, 0}, runs, runs + count));
     }
     store(partial + at, total);
   }
@@ -132,6 +163,16 @@ static inline int exact_stages(const Site& site, const Pixel& pixel, int32_t* li
   return alive;
 }
 
+// The tail of the neurons of a list, and their activations.
+template <class T>
+static inline void finish_tail(const Site& site, const Pixel& pixel, const int32_t* list, float* partial, int alive) {
+  add_segment<T>(site, pixel, site.segments[site.stages], false, list, alive, partial);
+  for (int at = 0; at < alive; at += W) {
+    const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
+    finish<T>(lanes, load(partial + at));
+  }
+}
+
 // All stages and the tail of neurons first .. last, at most kNeurons of them, at one pixel.
 template <class T>
 static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
@@ -140,12 +181,7 @@ static inline void neurons_at(const Site& site, const Pixel& pixel, int64_t firs
   int alive = static_cast<int>(last - first);
   for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
   alive = exact_stages<T>(site, pixel, list, partial, alive);
-  const Segment& tail = site.segments[site.stages];
-  add_segment<T>(site, pixel, tail, false, list, alive, partial);
-  for (int at = 0; at < alive; at += W) {
-    const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
-    finish<T>(lanes, load(partial + at));
-  }
+  finish_tail<T>(site, pixel, list, partial, alive);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

@@ -85,10 +85,10 @@ EXPRUNE_INLINE AcrossPixels lanes_of(const Tile& tile, int64_t neuron, const int
 }
 
 // The sums of one chunk of a neuron's terms at up to W listed pixels. Where images are small enough for it to matter,
-// kernel rows that all of the pixels miss are left out.
+// kernel rows that all of the pixels miss are left out. `ahead`: see Streams.
 template <class T>
 EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float* data, const T* row,
-                              const int32_t* list, int count) {
+                              const int32_t* list, int count, int64_t ahead) {
   const float* fields[W];
   for (int j = 0; j < count; ++j) fields[j] = data + tile.offsets[list[j]];
   int32_t first = 0, last = static_cast<int32_t>(tile.site.geometry.kernel_rows);
@@ -102,18 +102,8 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
     }
     if (first >= last) return zero();  // all of them see padding alone
   }
-  const Streams<T, float, false> streams{row, fields};
+  const Streams<T, float, false> streams{row, fields, ahead};
   return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
-}
-
-// Asks for what a chunk reads of a row of weights some neurons later: the rows lie apart by more than the hardware looks
-// ahead, and large weights come from memory.
-template <class T>
-EXPRUNE_INLINE void prefetch(const Chunk& chunk, int64_t kernel_rows, const T* row) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[kernel_rows]; ++run) {
-    for (int64_t i = 0; i < run->length; i += line) __builtin_prefetch(row + run->weight + i, 0, 2);
-  }
 }
 
 // Adds one segment to whoever is alive, chunk by chunk.
@@ -128,15 +118,15 @@ static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
     for (int n = 0; n < tile.neurons; ++n) {
       Alive& alive = tile.alive[n];
       const T* row = row_of<T>(weight, tile.first_neuron + n);
-      if (site.large && n + kAhead < tile.neurons && tile.alive[n + kAhead].count) {
-        prefetch(chunk, site.geometry.kernel_rows, row + kAhead * weight.stride);
-      }
       if (alive.count == 0) continue;
+      // Large weights come from memory, and the rows lie apart by more than the hardware looks ahead.
+      const bool asks = site.large && n + kAhead < tile.neurons && tile.alive[n + kAhead].count;
       // Blocks of equal size: short ones wait for their few sums. Lanes beyond a block's end are zero.
       const int blocks = (alive.count + W - 1) / W, step = (alive.count + blocks - 1) / blocks;
       for (int at = 0; at < alive.count; at += step) {
         const int count = alive.count - at < step ? alive.count - at : step;
-        const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count);
+        const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count,
+                                   asks && at == 0 ? kAhead * weight.stride : 0);
         store(alive.partial + at, load(alive.partial + at) + sum);
       }
     }

@@ -324,6 +324,7 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels &&
                              members <= kLeastLanes;
   site.large = site.outputs * channels * taps > kLargeWeights;
+  site.in_memory = site.large && linear && site.few_pixels;
   if (site.pixels == 0) return;
   make_input(built, source, channels);
   site.head_input = site.input;

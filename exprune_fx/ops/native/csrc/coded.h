@@ -106,8 +106,37 @@ static inline void encode(const Codes& codes, const CodedLayout& layout, const f
 struct CodedNeurons {
   const Site& site;
   CodedInput input;
-  int64_t first;               // neuron
-  int32_t sum[kNeurons] = {};  // over the segments so far, in ticks and codes
+  int64_t first, last;                 // neurons
+  int32_t sum[kNeurons] = {};          // over the segments so far, in ticks and codes
+  float error[kNeurons], unit[kNeurons];  // how far the sum may be off; what one of it is worth
+
+  CodedNeurons(const Site& of, const CodedInput& at, int64_t from, int64_t to)
+      : site(of), input(at), first(from), last(to) {
+    each([&](int64_t j, const float* numbers, int n) EXPRUNE_LAMBDA {
+      store_first(error + j, all(input.facts[1]), n);
+      store_first(unit + j, load_first(numbers, n) * all(input.facts[0]), n);
+    });
+  }
+
+  // Calls visit(place, numbers of the neurons there, how many) for all neurons, W at a time.
+  template <class Visit>
+  EXPRUNE_INLINE_METHOD void each(const Visit& visit) const {
+    for (int64_t j = first; j < last; j += W) {
+      visit(j - first, site.codes.numbers + j, static_cast<int>(last - j < W ? last - j : W));
+    }
+  }
+
+  // Adds what rounding costs in a segment, for all neurons.
+  EXPRUNE_INLINE_METHOD void widen_error(int64_t segment) {
+    const int64_t begin = blocks_before(segment), end = blocks_before(segment + 1);
+    each([&](int64_t j, const float* numbers, int n) EXPRUNE_LAMBDA {
+      Vec sum_of = load_first(error + j, n);
+      for (int64_t b = begin; b < end; ++b) {
+        sum_of = fma(load_first(numbers + (1 + b) * site.outputs, n), all(input.facts[2 + b]), sum_of);
+      }
+      store_first(error + j, sum_of, n);
+    });
+  }
 
   EXPRUNE_INLINE_METHOD const int8_t* row(int64_t segment, int64_t neuron, int64_t length) const {
     const int64_t begin = segment ? site.codes.ends[segment - 1] : 0;
@@ -118,11 +147,9 @@ struct CodedNeurons {
     return site.codes.ends[segment] - (segment ? site.codes.ends[segment - 1] : 0);
   }
 
-  EXPRUNE_INLINE_METHOD void ask(int64_t segment, const int32_t* list, int count) const {
+  EXPRUNE_INLINE_METHOD void ask_for(int64_t segment, const int32_t* list, int count) const {
     const int64_t bytes = length(segment);
-    for (int j = 0; j < count; ++j) {
-      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row(segment, list[j], bytes) + i, 0, 2);
-    }
+    for (int j = 0; j < count; ++j) ask(row(segment, list[j], bytes), bytes);
   }
 
   // Adds a segment for the listed neurons; `more` follow them in the list, and will be added next.
@@ -131,13 +158,15 @@ struct CodedNeurons {
     const int16_t* ticks = input.ticks;
     for (int64_t s = 0; s < segment; ++s) ticks += padded_ticks(length(s));
     for (int at = 0; at < count; at += 4) {
-      const int ahead = count + more - at - kCodesAhead;
-      if (segment > 0 && ahead > 0) ask(segment, list + at + kCodesAhead, ahead < 4 ? ahead : 4);  // else one stream
-      const int n = count - at < 4 ? count - at : 4;
-      const int8_t* rows[4];
-      for (int j = 0; j < 4; ++j) rows[j] = row(segment, list[at + (j < n ? j : n - 1)], bytes);
+      const int n = count - at < 4 ? count - at : 4, last = count + more - 1;
+      const int8_t *rows[4], *next[4];
+      for (int j = 0; j < 4; ++j) {
+        const int there = at + 4 + j;
+        rows[j] = row(segment, list[at + (j < n ? j : n - 1)], bytes);
+        next[j] = row(segment, list[there < last ? there : last], bytes);
+      }
       int32_t sums_of[4];
-      four_dots(rows, ticks, bytes, sums_of);
+      four_dots(rows, next, ticks, bytes, sums_of);
       if (segment == 0 && n == 4 && list[at + 3] - list[at] == 3) {  // lists are in order: four neighbours
         memcpy(sum + (list[at] - first), sums_of, sizeof sums_of);
         continue;
@@ -155,72 +184,39 @@ struct CodedNeurons {
     return count;
   }
 
-  // Between which two numbers the sums over the first `segments` of the listed neurons lie.
-  EXPRUNE_INLINE_METHOD void between(const AcrossNeurons& lanes, int64_t segments, Vec& low, Vec& high) const {
-    const float* numbers = site.codes.numbers;
-    int32_t sums_of[W] = {};
-    const bool neighbours = lanes.neighbours();
-    for (int j = 0; j < lanes.count && !neighbours; ++j) sums_of[j] = sum[lanes.list[j] - first];
-    const Vec ticks = floats(neighbours ? sum + (lanes.list[0] - first) : sums_of);
-    const Vec estimate = ticks * (lanes.gather(numbers) * all(input.facts[0]));
-    Vec error = all(input.facts[1]);
-    const int64_t count = blocks_before(segments);
-    for (int64_t b = 0; b < count; ++b) {
-      error = fma(lanes.gather(numbers + (1 + b) * site.outputs), all(input.facts[2 + b]), error);
+  // What the sums so far of the listed neurons are at most.
+  EXPRUNE_INLINE_METHOD Vec at_most(const AcrossNeurons& lanes) const {
+    int32_t ticks[W] = {};
+    float units[W] = {}, errors[W] = {};
+    for (int j = 0; j < lanes.count; ++j) {
+      const int64_t place = lanes.list[j] - first;
+      ticks[j] = sum[place], units[j] = unit[place], errors[j] = error[place];
     }
-    error = error * all(1.0001f);
-    low = estimate - error;
-    high = estimate + error;
+    return fma(load(errors), all(1.0001f), floats(ticks) * load(units));
   }
 };
 
-// partial[j] = the sums over segments 0 .. last of the listed neurons, as neurons_at takes them.
-template <class T>
-static inline void exact_sums(const Site& site, const Pixel& pixel, int64_t last, const int32_t* list, int count,
-                              float* partial) {
-  memset(partial, 0, sizeof(float) * static_cast<size_t>((count + W - 1) / W * W));
-  for (int64_t s = 0; s <= last; ++s) {
-    add_segment<T>(site, pixel, site.segments[s], s == 0 && site.stages > 0, list, count, partial);
-  }
-}
-
-// Who of a list goes on after a stage. Returns how many.
-template <class T>
-static inline int alive_by_codes(const CodedNeurons& coded, const Pixel& pixel, int64_t stage, int32_t* list,
-                                 int count) {
-  const Site& site = coded.site;
-  uint32_t alive[kNeurons / W];
-  int32_t unsure[kNeurons + W];
-  int places[kNeurons], open = 0;
-  for (int at = 0; at < count; at += W) {
-    const AcrossNeurons lanes{site, pixel, list + at, count - at < W ? count - at : W};
-    Vec low, high;
-    coded.between(lanes, stage + 1, low, high);
-    alive[at / W] = alive_after(lanes, stage, low, zero());
-    uint32_t rest = alive_after(lanes, stage, high, zero()) & ~alive[at / W];
-    for (; rest; rest &= rest - 1) {
-      places[open] = at + __builtin_ctz(rest);
-      unsure[open] = list[places[open]];
-      ++open;
-    }
-  }
-  if (open) {
-    float partial[kNeurons + W];
-    exact_sums<T>(site, pixel, stage, unsure, open, partial);
-    for (int at = 0; at < open; at += W) {
-      const AcrossNeurons lanes{site, pixel, unsure + at, open - at < W ? open - at : W};
-      for (uint32_t bits = alive_after(lanes, stage, load(partial + at), zero()); bits; bits &= bits - 1) {
-        const int place = places[at + __builtin_ctz(bits)];
-        alive[place / W] |= 1u << place % W;
-      }
-    }
-  }
+// Drops those of a list that surely stop at a stage. Returns how many are left.
+static inline int going_on_by_codes(const CodedNeurons& coded, const Pixel& pixel, int64_t stage, int32_t* list,
+                                    int count) {
   int next = 0;
   for (int at = 0; at < count; at += W) {
-    compress(list + next, list + at, alive[at / W]);
-    next += __builtin_popcount(alive[at / W]);
+    const AcrossNeurons lanes{coded.site, pixel, list + at, count - at < W ? count - at : W};
+    const uint32_t bits = alive_after(lanes, stage, coded.at_most(lanes), zero());
+    compress(list + next, lanes.list, bits);
+    next += __builtin_popcount(bits);
   }
   return next;
+}
+
+// Asks for the weights of some of a list, before all of it is known. Returns `last`.
+template <class T>
+static inline int ask_for_rows(const Site& site, const int32_t* list, int first, int last) {
+  for (int j = first; j < last; ++j) {
+    const T* row = static_cast<const T*>(site.weight.data) + list[j] * site.weight.stride;
+    ask(row, site.guard.elements * static_cast<int64_t>(sizeof(T)));
+  }
+  return last;
 }
 
 // Drops those of a list whose activation is surely zero. partial goes with the list. Returns how many are left.
@@ -228,17 +224,20 @@ template <class T>
 static inline int positive_by_codes(CodedNeurons& coded, const Pixel& pixel, int64_t from, int32_t* list, float* partial,
                                     int count) {
   const Codes& codes = coded.site.codes;
-  int next = 0;
-  for (int64_t s = from; s < codes.segments; ++s) coded.ask(s, list, count < kCodesAhead ? count : kCodesAhead);
+  int next = 0, asked = 0;
+  for (int64_t s = from; s < codes.segments; ++s) {
+    coded.ask_for(s, list, count < 4 ? count : 4);
+    coded.widen_error(s);
+  }
   for (int at = 0; at < count; at += W) {
     const AcrossNeurons lanes{coded.site, pixel, list + at, count - at < W ? count - at : W};
     for (int64_t s = from; s < codes.segments; ++s) coded.add(s, lanes.list, lanes.count, count - at - lanes.count);
-    Vec low, high;
-    coded.between(lanes, codes.segments, low, high);
-    const uint32_t bits = ~less(high + lanes.constant(), zero()) & lanes_below(lanes.count);
+    const Vec most = coded.at_most(lanes) + lanes.constant();
+    const uint32_t bits = ~less(most, zero()) & lanes_below(lanes.count);
     compress(list + next, lanes.list, bits);
     compress(partial + next, load(partial + at), bits);
     next += __builtin_popcount(bits);
+    if (asked < kInMemory) asked = ask_for_rows<T>(coded.site, list, asked, next < kInMemory ? next : kInMemory);
     const int dropped = at + lanes.count - next;
     if (at == 0 && dropped * static_cast<int>(sizeof(T)) < lanes.count) {  // reading codes costs more than it spares
       for (int j = at + lanes.count; j < count; ++j, ++next) list[next] = list[j], partial[next] = partial[j];
@@ -248,37 +247,27 @@ static inline int positive_by_codes(CodedNeurons& coded, const Pixel& pixel, int
   return next;
 }
 
-// neurons_at, with codes.
+// neurons_at, with codes: it is left with those that these prove neither stopped nor zero.
 template <class T>
 static inline void coded_neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
   const CodedLayout layout(site.codes);
   const CodedInput input = layout.at(site.codes, pixel.index);
   if (input.facts[0] != input.facts[0]) return neurons_at<T>(site, pixel, first, last);
-  CodedNeurons coded{site, input, first};
+  CodedNeurons coded(site, input, first, last);
   int32_t list[kNeurons + W];
   float partial[kNeurons + W] = {};
   int alive = static_cast<int>(last - first);
   for (int j = 0; j < alive; ++j) list[j] = static_cast<int32_t>(first + j);
   const bool stages_too = site.codes.segments == site.stages + 1;
-  int64_t done = 0;
-  if (stages_too) {
-    for (; done < site.stages; ++done) {
-      coded.add(done, list, alive, 0);
-      alive = alive_by_codes<T>(coded, pixel, done, list, alive);
-    }
-  } else {
-    alive = exact_stages<T>(site, pixel, list, partial, alive);
+  if (!stages_too) alive = exact_stages<T>(site, pixel, list, partial, alive);
+  for (int64_t stage = 0; stages_too && stage < site.stages; ++stage) {
+    coded.add(stage, list, alive, 0);
+    coded.widen_error(stage);
+    alive = going_on_by_codes(coded, pixel, stage, list, alive);
   }
-  alive = positive_by_codes<T>(coded, pixel, done, list, partial, alive);
-  if (stages_too) {
-    exact_sums<T>(site, pixel, site.stages, list, alive, partial);
-  } else {
-    add_segment<T>(site, pixel, site.segments[site.stages], false, list, alive, partial);
-  }
-  for (int at = 0; at < alive; at += W) {
-    const AcrossNeurons lanes{site, pixel, list + at, alive - at < W ? alive - at : W};
-    finish<T>(lanes, load(partial + at));
-  }
+  alive = positive_by_codes<T>(coded, pixel, stages_too ? site.stages : 0, list, partial, alive);
+  if (stages_too) alive = exact_stages<T>(site, pixel, list, partial, alive);
+  finish_tail<T>(site, pixel, list, partial, alive);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

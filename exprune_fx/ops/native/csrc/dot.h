@@ -22,11 +22,17 @@ EXPRUNE_INLINE void add_vectors(const A* shared, const B* const* other, int64_t 
   }
 }
 
-// One run: s[j] += shared[0:length] * other[j][0:length], lane by lane.
+// One run: s[j] += shared[0:length] * other[j][0:length], lane by lane. What lies `ahead` of the shared numbers is asked
+// for meanwhile, unless that is 0.
 template <int N, class A, class B>
-EXPRUNE_INLINE void add_run(const A* shared, const B* const* other, int64_t offset, int64_t length, Vec (&s)[N]) {
+EXPRUNE_INLINE void add_run(const A* shared, const B* const* other, int64_t offset, int64_t length, Vec (&s)[N],
+                            int64_t ahead = 0) {
   int64_t i = 0;
-  for (; i + 4 * W <= length; i += 4 * W) add_vectors<N, 4>(shared + i, other, offset + i, s);
+  for (; i + 4 * W <= length; i += 4 * W) {
+    if (ahead) ask(shared + (ahead + i), 4 * W * static_cast<int64_t>(sizeof(A)));
+    add_vectors<N, 4>(shared + i, other, offset + i, s);
+  }
+  if (ahead && i < length) ask(shared + (ahead + i), (length - i) * static_cast<int64_t>(sizeof(A)));
   if (i + 2 * W <= length) {
     add_vectors<N, 2>(shared + i, other, offset + i, s);
     i += 2 * W;
@@ -43,11 +49,29 @@ EXPRUNE_INLINE void add_run(const A* shared, const B* const* other, int64_t offs
   }
 }
 
+// The same of rows that lie in memory, no cache: while they are read, line by line, others are asked for.
+template <int N, class A, class B>
+EXPRUNE_INLINE void add_run_asking(const A* shared, const B* const* other, const B* const* next, int64_t offset,
+                                   int64_t length, Vec (&s)[N]) {
+  constexpr int64_t line = kLineBytes / sizeof(B);
+  int64_t i = 0;
+  for (; i + line <= length; i += line) {
+    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) ask(next[j] + (offset + i));
+    EXPRUNE_UNROLLED for (int64_t v = 0; v < line; v += W) {
+      const Vec a = load(shared + i + v);
+      EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(a, load(other[j] + (offset + i + v)), s[j]);
+    }
+  }
+  if (i < length) EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) ask(next[j] + (offset + i));
+  add_run(shared + i, other, offset + i, length - i, s);
+}
+
 // The two streams of a product. A run says where in each it lies.
 template <class A, class B, bool kInputIsShared>
 struct Streams {
   const A* shared;
   const B* const* other;
+  int64_t ahead;  // numbers from the shared stream to one that is asked for meanwhile, or 0
 
   EXPRUNE_INLINE_METHOD const A* at(const Run& run) const { return shared + (kInputIsShared ? run.input : run.weight); }
   EXPRUNE_INLINE_METHOD int64_t offset(const Run& run) const { return kInputIsShared ? run.weight : run.input; }
@@ -58,7 +82,9 @@ template <int N, class StreamsT>
 static __attribute__((noinline)) Vec sum_runs_n(const StreamsT& streams, const Run* run, const Run* end) {
   Vec s[N];
   EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = zero();
-  for (; run != end; ++run) add_run<N>(streams.at(*run), streams.other, streams.offset(*run), run->length, s);
+  for (; run != end; ++run) {
+    add_run<N>(streams.at(*run), streams.other, streams.offset(*run), run->length, s, streams.ahead);
+  }
   Vec lanes[W];
   EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < N ? s[j] : zero();
   return sums(lanes);
@@ -105,7 +131,7 @@ inline constexpr bool kIsFloat<float> = true;
 template <class A, class B>
 static inline Vec dots(int n, const A* shared, const B* const* other, int64_t length) {
   const Run run{0, 0, length};
-  return sum_runs(n, Streams<A, B, kIsFloat<A>>{shared, other}, &run, &run + 1);
+  return sum_runs(n, Streams<A, B, kIsFloat<A>>{shared, other, 0}, &run, &run + 1);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

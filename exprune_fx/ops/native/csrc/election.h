@@ -181,7 +181,7 @@ static inline void estimate_all(const Election& e, Voter& voter, int64_t first, 
   for (int64_t j = 0; j < count; j += 4) {
     const int8_t* rows[4];
     for (int64_t l = 0; l < 4; ++l) rows[l] = codes + (j + l < count ? j + l : count - 1) * length;
-    four_dots(rows, voter.ticks, length, sums + j);
+    four_dots(rows, nullptr, voter.ticks, length, sums + j);
   }
   Vec best = all(-__builtin_inff());
   for (int64_t j = 0; j < count; j += W) {
@@ -222,7 +222,7 @@ static inline void estimate_alive(const Election& e, Voter& voter, int64_t stage
     const int8_t* rows[4];
     int32_t more[4];
     for (int l = 0; l < 4; ++l) rows[l] = codes + list[at + (l < n ? l : n - 1)] * length;
-    four_dots(rows, ticks, length, more);
+    four_dots(rows, nullptr, ticks, length, more);
     for (int l = 0; l < n; ++l) {
       const int32_t j = list[at + l];
       const int32_t sum = voter.sums[j] = static_cast<int32_t>(static_cast<uint32_t>(voter.sums[j]) +

@@ -19,12 +19,15 @@ constexpr int kCodesAhead = 8;  // rows of codes: they lie apart by more than th
 
 EXPRUNE_INLINE int64_t padded_ticks(int64_t length) { return (length + kTicks - 1) / kTicks * kTicks; }
 
-// out[j] = code[j][0:length] . x[0:length], modulo 2^32. Rows may be read, and x must be zero, up to the next multiple of kTicks.
+// out[j] = code[j][0:length] . x[0:length], modulo 2^32. Rows may be read, and x must be zero, up to the next multiple of
+// kTicks. `next`: four rows, or null, that are asked for meanwhile.
 #if EXPRUNE_ISA == 5
-EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int16_t* x, int64_t length, int32_t* out) {
+EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int8_t* const* next, const int16_t* x, int64_t length,
+                              int32_t* out) {
   __m512i s[4];
   EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) s[j] = _mm512_setzero_si512();
   for (int64_t i = 0; i < length; i += 32) {
+    if (next && i % kLineBytes == 0) EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) ask(next[j] + i);
     const __m512i v = _mm512_loadu_si512(x + i);
     EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) {
       const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(code[j] + i)));
@@ -36,10 +39,12 @@ EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int16_t* x, int64
     h[j] = _mm256_add_epi32(_mm512_castsi512_si256(s[j]), _mm512_extracti64x4_epi64(s[j], 1));
   }
 #elif EXPRUNE_ISA == 2
-EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int16_t* x, int64_t length, int32_t* out) {
+EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int8_t* const* next, const int16_t* x, int64_t length,
+                              int32_t* out) {
   __m256i h[4];
   EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) h[j] = _mm256_setzero_si256();
   for (int64_t i = 0; i < length; i += 16) {
+    if (next && i % kLineBytes == 0) EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) ask(next[j] + i);
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
     EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) {
       const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code[j] + i)));
@@ -53,7 +58,11 @@ EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int16_t* x, int64
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), total);
 }
 #else
-EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int16_t* x, int64_t length, int32_t* out) {
+EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int8_t* const* next, const int16_t* x, int64_t length,
+                              int32_t* out) {
+  if (next) {
+    for (int j = 0; j < 4; ++j) ask(next[j], length);
+  }
   for (int j = 0; j < 4; ++j) {
     uint32_t sum = 0;  // unsigned: it may wrap on the way
     for (int64_t i = 0; i < length; ++i) sum += static_cast<uint32_t>(static_cast<int32_t>(code[j][i]) * x[i]);

@@ -97,6 +97,7 @@ struct Site {
   bool packed_head;            // the head's rows lie one behind another, apart from the weight's
   bool few_pixels;             // a piece of work is some neurons at every pixel, not some pixels for some neurons
   bool large;                  // the weights do not stay in the cache from one call to the next
+  bool in_memory;              // so large, of a linear layer, and each row of weights is read for few rows of input
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
   int64_t window_rows, window_columns;  // Pooled: of the max pool that alone reads the result; else 0
   int64_t block;               // numbers in one term (linear)

@@ -41,7 +41,7 @@ static inline void add_rows(const T* weight, int64_t stride, const int32_t* list
     for (; i + W <= columns; i += W) {
       Vec s = load(sum + i);
       EXPRUNE_UNROLLED for (int n = 0; n < 4; ++n) {
-        __builtin_prefetch(next[n] + i);
+        ask(next[n] + i);
         s = fma(value[n], load(row[n] + i), s);
       }
       store(sum + i, s);

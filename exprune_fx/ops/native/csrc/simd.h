@@ -289,6 +289,15 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
 }
 #endif
 
+// Asks for a line of memory: into the second cache, where far more requests may wait than at the first.
+EXPRUNE_INLINE void ask(const void* line) { __builtin_prefetch(line, 0, 2); }
+
+constexpr int64_t kLineBytes = 64;
+
+EXPRUNE_INLINE void ask(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLineBytes) ask(static_cast<const char*>(from) + i);
+}
+
 EXPRUNE_INLINE uint32_t lanes_below(int64_t n) { return (1u << (n < W ? n : W)) - 1u; }
 
 // Keeps the compiler from carrying what it read from memory over this point: pointers are cheaper to read again than
