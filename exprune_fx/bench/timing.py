@@ -85,8 +85,9 @@ def interleave(
     """Times all columns in one run: in each round every column has one slot.
 
     The order rotates from round to round and runs backwards every other round, so that no column always follows the
-    same one. All columns make the same calls on the same inputs, which take turns. A slot of several calls starts with
-    one that is not timed: it pays for what the other columns left in the caches.
+    same one. All columns make the same calls on the same inputs, which take turns. A slot starts with a call that is
+    not timed, on the input before: it pays for what the other columns left in the caches, so that every column is timed
+    as a model that runs again and again.
 
     Args:
         columns: what to call, by name; compiled and called once already.
@@ -97,13 +98,13 @@ def interleave(
     estimates = {name: _warm_up(call, inputs, schedule.warmup, clock) for name, call in columns.items()}
     typical = statistics.median(estimates.values())
     calls = max(1, math.ceil(schedule.slot_s / typical)) if typical > 0 else 1
-    round_s = sum(estimates.values()) * (calls + (calls > 1))
+    round_s = sum(estimates.values()) * (calls + 1)
     affordable = int(schedule.budget_s / round_s) if round_s > 0 else schedule.rounds
     rounds = max(min(schedule.rounds, affordable), schedule.least_rounds)
     samples: dict[str, list[float]] = {name: [] for name in columns}
     with _no_collection():
         for index, order in enumerate(orders(list(columns), rounds)):
-            turn = [inputs[(index * calls + call) % len(inputs)] for call in range(calls)]
+            turn = [inputs[(index * calls + call) % len(inputs)] for call in range(-1, calls)]
             for name in order:
                 samples[name].append(_slot(columns[name], turn, clock))
     return Interleaved({name: Timing(tuple(got)) for name, got in samples.items()}, rounds, calls)
@@ -128,12 +129,12 @@ def _warm_up(call: Call, inputs: Sequence[tuple[Any, ...]], times: int, clock: C
 
 
 def _slot(call: Call, turn: Sequence[tuple[Any, ...]], clock: Clock) -> float:
-    if len(turn) > 1:
-        call(*turn[-1])
+    before, *timed = turn
+    call(*before)
     start = clock()
-    for args in turn:
+    for args in timed:
         call(*args)
-    return (clock() - start) / len(turn)
+    return (clock() - start) / len(timed)
 
 
 @contextmanager
