@@ -147,7 +147,7 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     ``record.dense`` has no `aten.view` behind convolutions (see reshape-views).
     """
     skipping = tuple(entry.site for entry in record.plan.skipping)
-    packing: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), PackWeightsPass(), CodeWeightsPass())
+    packing: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), CodeWeightsPass(), PackWeightsPass())
     lowering: tuple[Pass, ...] = (LowerSitesPass(), LowerHeadsPass(), *(packing if pack else ()))
     lowered = run_pipeline(_stage(record), lowering)
     if pack:

@@ -30,7 +30,7 @@ class PackWeightsPass:
     once; where two fused operators want one weight in two layouts, the later one gets a tensor of its own.
 
     The columns that the first stage of a large linear weight reads are stored once more in rows of their own: read in
-    one stream, they cost half as much as short pieces of long rows.
+    one stream, they cost half as much as short pieces of long rows. Not where the site has codes: these are such rows.
 
     Requires: the fused operators registered.
     Ensures: the same values; no tensor of the given graph is written to.
@@ -139,13 +139,14 @@ def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], m
 
 
 def _wants_head(node: fx.Node) -> bool:
-    """A prefix head over a weight so large that it comes from memory, of a rule that reads no squared terms."""
+    """A prefix head over a weight so large that it comes from memory, without codes, of a rule that needs no squares."""
     linear = (exprune.staged_linear_relu, exprune.staged_ffn, exprune.staged_gated_ffn)
     if not is_call(node, *(operator.default for operator in linear)):
         return False
     given = arguments_of(node)
     weight: Tensor = given["weight"].meta["val"]
     plain = given["guard"] not in SQUARES and bool(given["stages"]) and given["up"] is None and given["down"] is None
+    plain &= given["codes"] is None
     return plain and _is_parameter(given["weight"]) and weight.numel() * weight.element_size() >= LARGE_BYTES
 
 

@@ -95,8 +95,7 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
                                const int32_t* list, int alive, float* partial) {
   const Rows& weight = head ? site.head_weight : site.weight;
   const Image& image = head ? site.head_input : site.input;
-  const bool apart = head && (site.principal || (site.packed_head && !site.codes.data));  // codes leave few of the rows
-  if (site.in_memory && !apart) {
+  if (site.in_memory && !(head && (site.principal || site.packed_head))) {
     return add_segment_in_memory<T>(site, pixel, segment, list, alive, partial);
   }
   for (int at = 0; at < alive; at += W) {

@@ -203,11 +203,14 @@ Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const
     branch = {site.pixels, site.outputs, site.input,
               {value_rows.data_ptr(), value_rows.strides()[0]}, value_bias.data, hidden};
   }
-  const Tensor transposed = row_major(torch::stable::transpose(weight, 0, 1));
+  Tensor columns = weight;
+  if (weight.size(0) > 1 && weight.strides()[0] != 1) {  // right, and slow: whoever lowers a graph stores columns
+    columns = torch::stable::transpose(torch::stable::contiguous(torch::stable::transpose(weight, 0, 1)), 0, 1);
+  }
   const Floats wide_bias = widened(bias, weight.size(0), "the second bias");
   Tensor result = torch::stable::new_empty(x, with_last(x, weight.size(0)));
   const SecondLayer second{site.pixels, site.outputs, weight.size(0), hidden,
-                           {transposed.data_ptr(), transposed.strides()[0]}, wide_bias.data, result.data_ptr()};
+                           {columns.data_ptr(), columns.strides()[1]}, wide_bias.data, result.data_ptr()};
   kernels(site.dtype).feed_forward({&site, value ? &branch : nullptr, second}, host());
   return result;
 }
