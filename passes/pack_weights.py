@@ -139,7 +139,7 @@ def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], m
 
 
 def _wants_head(node: fx.Node) -> bool:
-    """A prefix head over a weight so large that it comes from memory, without codes, of a rule that needs no squares."""
+    """A prefix head over a weight that comes from memory and has no codes, of a rule that needs no squared terms."""
     linear = (exprune.staged_linear_relu, exprune.staged_ffn, exprune.staged_gated_ffn)
     if not is_call(node, *(operator.default for operator in linear)):
         return False

@@ -19,7 +19,7 @@ from exprune_fx.errors import DataError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
 from exprune_fx.ops import native
-from exprune_fx.plan import Objective
+from exprune_fx.plan import Objective, Plan
 
 BUDGET = 0.01
 CALIBRATION_BATCH = 250
@@ -42,6 +42,7 @@ def model_specs(
     dtypes: Sequence[torch.dtype] | None = None,
     batch: int | None = None,
     budget: float = BUDGET,
+    plan: Plan | None = None,
 ) -> Iterator[RowSpec]:
     """All model rows.
 
@@ -51,6 +52,7 @@ def model_specs(
         dtypes: of every row; by default float32, the decoder in bfloat16 too.
         batch: examples a call; by default 1.
         budget: of the calibrated guard.
+        plan: by which trained models are staged instead of being calibrated; the decoder keeps its own.
     """
     size = batch or 1
     for name in model_names(checkpoints):
@@ -61,14 +63,14 @@ def model_specs(
                 make = partial(opt_shaped.make_opt_shaped, dtype, size)
             elif name == vgg.NAME:
                 assert checkpoints is not None
-                make = partial(make_vgg, checkpoints, data_dir, dtype, size, budget)
+                make = partial(make_vgg, checkpoints, data_dir, dtype, size, plan or budget)
             else:
-                make = partial(make_zoo, name, data_dir, dtype, size, budget)
+                make = partial(make_zoo, name, data_dir, dtype, size, plan or budget)
             yield RowSpec(name, "model", dtype, size, make)
 
 
-def make_zoo(name: str, data_dir: Folder, dtype: torch.dtype, batch: int, budget: float, say: Say) -> Subject:
-    """A zoo model, calibrated on the shipped calibration images and judged on test images.
+def make_zoo(name: str, data_dir: Folder, dtype: torch.dtype, batch: int, how: Plan | float, say: Say) -> Subject:
+    """A zoo model, staged by a plan or calibrated on the shipped calibration images, judged on test images.
 
     Raises:
         DataError: the data are not there.
@@ -77,13 +79,13 @@ def make_zoo(name: str, data_dir: Folder, dtype: torch.dtype, batch: int, budget
     images, labels = sample.test_images, sample.test_labels
     if data_dir is not None and _has_fashion_mnist(data_dir):
         images, labels = zoo.load_fashion_mnist(data_dir, "test")
-    return _calibrated(
-        name, zoo.load(name), sample.calibration_images, HeldOut(images, labels), dtype, batch, budget, say
-    )
+    return _calibrated(name, zoo.load(name), sample.calibration_images, HeldOut(images, labels), dtype, batch, how, say)
 
 
-def make_vgg(checkpoints: Folder, data_dir: Folder, dtype: torch.dtype, batch: int, budget: float, say: Say) -> Subject:
-    """VGG11-BN, calibrated on 2,000 images that it was trained on and judged on 10,000 that it was not.
+def make_vgg(
+    checkpoints: Folder, data_dir: Folder, dtype: torch.dtype, batch: int, how: Plan | float, say: Say
+) -> Subject:
+    """VGG11-BN, staged by a plan or calibrated on 2,000 images that trained it, judged on 10,000 that did not.
 
     Raises:
         DataError: weights or images are not there.
@@ -95,7 +97,7 @@ def make_vgg(checkpoints: Folder, data_dir: Folder, dtype: torch.dtype, batch: i
     say("images")
     parts = [vgg.load_images(data_dir, name)[0][:VGG_CALIBRATION_PER_FILE] for name in vgg.CALIBRATION]
     held_out = HeldOut(*vgg.load_images(data_dir, vgg.HELD_OUT))
-    return _calibrated(vgg.NAME, vgg.load_vgg(checkpoints), torch.cat(parts), held_out, dtype, batch, budget, say)
+    return _calibrated(vgg.NAME, vgg.load_vgg(checkpoints), torch.cat(parts), held_out, dtype, batch, how, say)
 
 
 def _has_fashion_mnist(folder: str | os.PathLike[str]) -> bool:
@@ -110,18 +112,21 @@ def _calibrated(
     held_out: HeldOut,
     dtype: torch.dtype,
     batch: int,
-    budget: float,
+    how: Plan | float,
     say: Say,
 ) -> Subject:
-    """A classifier of images, staged by ``calibrate``; timed on the first held-out images in turn."""
+    """A classifier of images, staged by a plan or by ``calibrate``; timed on the first held-out images in turn."""
     model = model.to(dtype)
     held_out = HeldOut(held_out.images.to(dtype), held_out.labels)
     gm = capture(model, (held_out.images[:2],), dynamic_shapes=({0: Dim.AUTO},))
-    say(f"calibrating on {len(calibration):,} images")
-    batches = [(images,) for images in calibration.to(dtype).split(CALIBRATION_BATCH)]
-    objective: Objective = "latency" if native.available() else "flops"
-    latency_batch = (calibration[:batch].to(dtype),)
-    plan = calibrate(gm, batches, Calibrated(budget), objective=objective, latency_batch=latency_batch)
+    if isinstance(how, Plan):
+        plan, about = how, f"a plan made on {how.examples:,} examples, objective {how.objective}"
+    else:
+        say(f"calibrating on {len(calibration):,} images")
+        batches = [(images,) for images in calibration.to(dtype).split(CALIBRATION_BATCH)]
+        objective: Objective = "latency" if native.available() else "flops"
+        latency_batch = (calibration[:batch].to(dtype),)
+        plan = calibrate(gm, batches, Calibrated(how), objective=objective, latency_batch=latency_batch)
+        about = f"Calibrated({how:g}) on {len(calibration):,} images, objective {plan.objective}"
     inputs = tuple((images.clone(),) for images in held_out.images[: TURNS * batch].split(batch))
-    about = f"Calibrated({budget:g}) on {len(calibration):,} images, objective {plan.objective}"
     return Subject(name, "model", dtype, batch, model, gm, plan, inputs, about, held_out)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from exprune_fx.bench import opt_shaped
 from exprune_fx.bench.heads import head_specs
 from exprune_fx.bench.micro import micro_specs
 from exprune_fx.bench.models import BUDGET, Folder, model_names, model_specs
 from exprune_fx.bench.subject import RowSpec
 from exprune_fx.errors import DataError
+from exprune_fx.plan import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"micro": "micro", "models": "model"}
@@ -25,6 +27,7 @@ def select_rows(
     checkpoints: Folder = None,
     data_dir: Folder = None,
     budget: float = BUDGET,
+    plan: Plan | None = None,
 ) -> list[RowSpec]:
     """The rows, micro rows first.
 
@@ -37,9 +40,10 @@ def select_rows(
         checkpoints: folder of trained weights.
         data_dir: folder of data sets.
         budget: of the calibrated guard of model rows.
+        plan: of one trained model, instead.
 
     Raises:
-        DataError: a filter or a model that names no row.
+        DataError: a filter or a model that names no row, or a plan for other rows than one trained model's.
     """
     known = model_names(checkpoints)
     for name in models:
@@ -48,7 +52,7 @@ def select_rows(
     rows = [
         *micro_specs(dtypes, batch),
         *head_specs(checkpoints, dtypes, batch),
-        *model_specs(checkpoints, data_dir, dtypes, batch, budget),
+        *model_specs(checkpoints, data_dir, dtypes, batch, budget, plan),
     ]
     wanted = list(filters) or ([] if models else ["all"])
     for text in wanted:
@@ -57,7 +61,14 @@ def select_rows(
                 f"the benchmark has no row {text!r}",
                 hint="give micro, models, all, or a part of a name: " + ", ".join(dict.fromkeys(r.name for r in rows)),
             )
-    return [row for row in rows if row.name in models or any(_fits(row, text) for text in wanted)]
+    chosen = [row for row in rows if row.name in models or any(_fits(row, text) for text in wanted)]
+    names = {row.name for row in chosen}
+    if plan is not None and (len(names) != 1 or not names <= set(known) - {opt_shaped.NAME}):
+        raise DataError(
+            f"a plan is of one model, and these rows are {', '.join(sorted(names))}",
+            hint=f"choose one: --model {known[0]}",
+        )
+    return chosen
 
 
 def _fits(row: RowSpec, text: str) -> bool:

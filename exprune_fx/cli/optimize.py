@@ -18,7 +18,7 @@ from exprune_fx.tuning import Optimized, optimize
 from exprune_fx.tuning.plot import plot_front
 
 _KEYS = {"model", "args", "batches", "evaluate"}
-_MORE = {"kwargs", "dynamic_shapes", "test"}
+_MORE = {"kwargs", "dynamic_shapes", "latency_batch", "test"}
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def optimize(
     objective: str = "flops",
     head: HeadChoice = "auto",
     sequential: bool = False,
+    latency_batch: object | None = None,
     study: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -105,6 +106,8 @@ def optimize(
             whole compiled graphs.
         head: "prefix", "principal", or "auto".
         sequential: before a plan is evaluated, make its thresholds again on staged inputs, as `calibrate` can; slow.
+        latency_batch: what "latency" times, in the form of a batch: give one as large as those that you will run. By
+            default calibration examples, as many at once as ``args`` holds.
         study: a file that keeps every evaluation; a search that was interrupted goes on from it.
         seed: of the bootstrap.
         progress: draw what was found so far on stderr.
@@ -138,7 +141,8 @@ def optimize(
     found = search.run(sensitivity)
     plan, score = found.plan, found.score
     if aim == "latency":
-        plan, score = _by_the_clock(search, found, graph, batches)
+        given = pieces_to_time(graph.gm, batches) if latency_batch is None else [latency_batch]
+        plan, score = _by_the_clock(search, found, graph, given)
     staged = transform(gm, plan)
     report = OptimizeReport(
         max_drop=max_drop,
@@ -159,7 +163,7 @@ def _score(evaluate: Evaluate, graph: fx.GraphModule) -> Score:
     return Score.of(evaluate(graph)).gathered()
 
 
-def _by_the_clock(search: Search, found: Found, graph: Prepared, batches: Batches) -> tuple[Plan, Score]:
+def _by_the_clock(search: Search, found: Found, graph: Prepared, given: Sequence[object]) -> tuple[Plan, Score]:
     """Of what the budget allows at each site, what is fastest; dense where that does not hold the budget."""
     options = search.frontier.options
     allowed = {} if found.rung is None else found.rung.options
@@ -167,7 +171,6 @@ def _by_the_clock(search: Search, found: Found, graph: Prepared, batches: Batche
     refusals = {
         site.name: "" if candidates.get(site.name) else options[site.name][0].entry.reason for site in graph.sites
     }
-    given = pieces_to_time(graph.gm, batches)
     entries = {name: [option.entry for option in some] for name, some in candidates.items() if some}
     plans = decide_sites(graph.gm, graph.groups, graph.sites, entries, refusals, given)
     settled = settle(graph.gm, graph.groups, graph.sites, plans, given)

@@ -9,11 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from exprune_fx import zoo
 from exprune_fx.bench import opt_shaped, vgg
 from exprune_fx.bench.models import make_vgg, model_names, model_specs
+from exprune_fx.bench.selection import select_rows
 from exprune_fx.bench.touched import count_touched
 from exprune_fx.errors import DataError
-from exprune_fx.pipeline import transform
+from exprune_fx.graph import capture
+from exprune_fx.guards import StatsTest
+from exprune_fx.pipeline import normalise, transform
+from exprune_fx.plan import Plan, SitePlan
+from exprune_fx.sites import find_sites
 
 
 def test_attention_over_cache_and_self_is_attention_over_both() -> None:
@@ -36,6 +42,22 @@ def test_the_decoder_stops_and_zeroes_as_promised() -> None:
     assert touched.zero_fraction == pytest.approx(0.9, abs=0.05)
     x, keys, _ = subject.inputs[0]
     assert (x.shape, keys.shape) == ((1, 1, 128), (2, 1, 4, 256, 32))
+
+
+def test_a_plan_of_the_users_own_takes_the_place_of_calibration() -> None:
+    sites = find_sites(normalise(capture(zoo.load("vgg_fashion"), (zoo.load_sample().test_images[:2],))))
+    staged = next(site for site in sites if site.exchangeable and site.terms >= 16)
+    by_hand = SitePlan(staged.name, staged.weight_shape, "prefix", "by hand", StatsTest(0.3), (staged.terms // 4,))
+    dense = [SitePlan(site.name, site.weight_shape, reason="left dense") for site in sites]
+    plan = Plan(tuple(by_hand if entry.site == staged.name else entry for entry in dense))
+    (spec,) = select_rows((), ["vgg_fashion"], plan=plan)
+    subject = spec.make(lambda said: pytest.fail(f"calibrated: {said}"))
+    assert subject.plan is plan
+    touched = count_touched(transform(subject.gm, subject.plan, lower=False), subject.inputs[:2])
+    assert touched.stopped_fraction > 0
+    for filters, models in ((["_fashion"], []), ([], ["opt_shaped"]), (["conv_64"], [])):
+        with pytest.raises(DataError, match="a plan is of one model"):
+            select_rows(filters, models, plan=plan)
 
 
 # --- VGG11-BN ---------------------------------------------------------------------------------------------------------

@@ -142,10 +142,13 @@ def test_by_the_clock_only_what_the_budget_allows_is_timed(
     """The clock is replaced by one that likes the last way to stage each site, and one that likes none."""
     module = sys.modules["exprune_fx.tuning.optimize"]
     monkeypatch.setattr(module, "check_request", lambda _: None)  # which asks for kernels
-    monkeypatch.setattr(module, "pieces_to_time", lambda *_: [])
+    monkeypatch.setattr(module, "pieces_to_time", lambda *_: ["pieces"])
     allowed = {entry.site: entry for entry in found[0].plan.staged}
 
-    def decide(_gm: object, _groups: object, sites: Any, entries: Any, refusals: Any, _given: object) -> Any:
+    timed = []
+
+    def decide(_gm: object, _groups: object, sites: Any, entries: Any, refusals: Any, given: object) -> Any:
+        timed.append(given)
         assert set(entries) <= set(allowed)
         assert all(not refusals[name] for name in entries)
         return {"likes": tuple(entries[s.name][-1] if s.name in entries else dense_entry(s, "slow") for s in sites)}
@@ -153,11 +156,11 @@ def test_by_the_clock_only_what_the_budget_allows_is_timed(
     monkeypatch.setattr(module, "decide_sites", decide)
     monkeypatch.setattr(module, "settle", lambda _gm, _groups, _sites, plans, _given: Settled(plans["likes"]))
 
-    def by_the_clock() -> Optimized:
+    def by_the_clock(latency_batch: object = None) -> Optimized:
         given = batches(CALIBRATION)
         return ex.optimize(
             mlp(), (CALIBRATION[:4],), None, BATCH, batches=given, evaluate=Closeness(SELECTION), max_drop=0.02,
-            objective="latency",
+            objective="latency", latency_batch=latency_batch,
         )  # fmt: skip
 
     best = by_the_clock()
@@ -170,7 +173,9 @@ def test_by_the_clock_only_what_the_budget_allows_is_timed(
         "settle",
         lambda _gm, _groups, sites, _plans, _given: Settled(tuple(dense_entry(s, "slow") for s in sites)),
     )
-    slow = by_the_clock()
+    mine = (CALIBRATION[:1],)
+    slow = by_the_clock(mine)
+    assert timed == [["pieces"], [mine]]
     assert not slow.plan.staged
     assert slow.report.fraction_removed == slow.report.expected_drop == 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,6 +42,10 @@ def bench(
         float,
         typer.Option("--budget", help="Share of each neuron's energy that stopping may lose, for models with data."),
     ] = 0.01,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Stage the one model that is chosen by this plan instead."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few calls only: checks that everything works, measures nothing.")
     ] = False,
@@ -56,6 +61,7 @@ def bench(
         check_writable(json_path)
         from exprune_fx.bench.selection import DTYPES, select_rows
         from exprune_fx.cli.bench import Settings, run_bench
+        from exprune_fx.plan import Plan
 
         for name in dtype or ():
             check_one_of("--dtype", name, tuple(DTYPES))
@@ -67,6 +73,7 @@ def bench(
             checkpoints=checkpoints,
             data_dir=data_dir,
             budget=budget,
+            plan=None if plan is None else Plan.load(plan),
         )
         settings = Settings(threads, quick, not readable, json_path)
         with progress("machine") as say:

@@ -27,7 +27,7 @@ def optimize(
         typer.Argument(
             metavar="MODEL",
             help="package.module:callable that returns a dict of model, args, batches, evaluate (and test, kwargs, "
-            "dynamic_shapes), or a shipped model.",
+            "dynamic_shapes, latency_batch), or a shipped model.",
         ),
     ],
     max_drop: Annotated[float, typer.Option("--max-drop", help="Largest drop of the metric, in its own unit.")],
