@@ -27,6 +27,7 @@ class Wanted:
 
     Attributes:
         max_drop: in the unit of the metric.
+        confidence: that new examples lose no more.
         objective: flops or latency.
         head: auto, prefix or principal.
         sequential: thresholds on staged inputs.
@@ -37,6 +38,7 @@ class Wanted:
     """
 
     max_drop: float
+    confidence: float = 0.5
     objective: str = "flops"
     head: str = "auto"
     sequential: bool = False
@@ -62,6 +64,7 @@ def optimize_named(name: str, wanted: Wanted, progress: bool) -> Optimized:
     best = optimize(
         **subject,
         max_drop=wanted.max_drop,
+        confidence=wanted.confidence,
         objective=wanted.objective,
         head=wanted.head,  # type: ignore[arg-type] # it is checked there
         sequential=wanted.sequential,

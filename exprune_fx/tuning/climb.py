@@ -45,12 +45,14 @@ class Climb:
         rungs: the dense one first, by rising damage.
         budget: the drop that is allowed.
         resolution: half of what one example weighs: a smaller expected drop is none.
+        confidence: with which the curve has to say that a rung holds; one half: it is expected to.
         losses: of the rungs that were evaluated.
     """
 
     rungs: Sequence[Rung]
     budget: float
     resolution: float
+    confidence: float = 0.5
     losses: dict[int, Loss] = field(default_factory=dict)
 
     def run(self, loss_of: Callable[[Rung], Loss]) -> None:
@@ -64,7 +66,7 @@ class Climb:
     @property
     def best(self) -> Rung | None:
         """The boldest rung that was evaluated and holds; None where only the dense one does."""
-        allowed = self._allowed(self.curve, 1.0)
+        allowed = self._allowed(self.curve)
         held = max(
             (index for index in self.losses if self._within(index, allowed) and self._holds(index)), default=None
         )
@@ -93,9 +95,15 @@ class Climb:
     def _holds(self, index: int) -> bool:
         return self.losses[index].drop <= self.budget
 
-    def _allowed(self, curve: Curve, times: float) -> int:
-        """The boldest rung whose expected drop is at most so many times the budget."""
-        return bisect_right(self.rungs, times * self._limit, lo=1, key=lambda rung: curve.drop(rung.damage)) - 1
+    def _allowed(self, curve: Curve) -> int:
+        """The boldest rung that holds the budget by the curve, as all gentler ones do."""
+        return self._boldest(lambda rung: curve.drop(rung.damage, self.confidence), self._limit)
+
+    def _boldest(self, drop: Callable[[Rung], float], limit: float) -> int:
+        for index, rung in enumerate(self.rungs):
+            if index > 0 and drop(rung) > limit:
+                return index - 1
+        return len(self.rungs) - 1
 
     def _next(self) -> int | None:
         last = len(self.rungs) - 1
@@ -104,11 +112,12 @@ class Climb:
         if not self.losses:
             return (last + 1) // 2
         curve, furthest = self.curve, (max(self.losses) + last + 1) // 2
-        aim = max(min(self._allowed(curve, 1.0), furthest), 1)
+        aim = max(min(self._allowed(curve), furthest), 1)
         if len(self.losses) == 1 and not self._known(aim):
             return aim
         if EVALUATIONS - len(self.losses) > _EDGE:
-            more = (min(self._allowed(curve, times), furthest) for times in _BEYOND)
+            beyond = (self._boldest(lambda rung: curve.drop(rung.damage), times * self._limit) for times in _BEYOND)
+            more = (min(index, furthest) for index in beyond)
             surer = next((index for index in more if index > 0 and not self._known(index)), None)
             if surer is not None:
                 return surer

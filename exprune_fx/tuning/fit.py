@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -27,6 +28,23 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
+class Law:
+    """``drop = scale * (damage / unit) ** power``.
+
+    Attributes:
+        weight: how likely it is, of 1.
+        scale: at least 0.
+        error: standard deviation of the scale.
+        power: of the damage.
+    """
+
+    weight: float
+    scale: float
+    error: float
+    power: float
+
+
+@dataclass(frozen=True)
 class Curve:
     """``drop = sum of weight * scale * (damage / unit) ** power``: the mean of all power laws that the trials allow.
 
@@ -36,20 +54,30 @@ class Curve:
 
     Attributes:
         unit: the mean damage of the trials.
-        laws: weight, scale (at least 0) and power of each; none where there are no trials.
+        laws: none where there are no trials.
     """
 
     unit: float = 1.0
-    laws: tuple[tuple[float, float, float], ...] = ()
+    laws: tuple[Law, ...] = ()
 
-    def drop(self, damage: float) -> float:
-        """Expected at this damage."""
-        return sum(weight * scale * math.pow(damage / self.unit, power) for weight, scale, power in self.laws)
+    def drop(self, damage: float, confidence: float = 0.5) -> float:
+        """What the drop at this damage is at most, with this confidence; one half: what is expected.
+
+        By a normal distribution with the mean and the variance of the laws' mixture.
+        """
+        grown = [math.pow(damage / self.unit, law.power) for law in self.laws]
+        mean = sum(law.weight * law.scale * growth for law, growth in zip(self.laws, grown, strict=True))
+        if confidence == 0.5:
+            return mean
+        squares = sum(
+            law.weight * growth**2 * (law.scale**2 + law.error**2) for law, growth in zip(self.laws, grown, strict=True)
+        )
+        return mean + NormalDist().inv_cdf(confidence) * math.sqrt(max(squares - mean**2, 0.0))
 
     @property
     def power(self) -> float:
         """The mean of the powers."""
-        return sum(weight * power for weight, _, power in self.laws)
+        return sum(law.weight * law.power for law in self.laws)
 
 
 def fit(damages: Sequence[float], drops: Sequence[float], budget: float, covariance: Tensor | None = None) -> Curve:
@@ -76,13 +104,13 @@ def fit(damages: Sequence[float], drops: Sequence[float], budget: float, covaria
     errors = errors + torch.diag((_MISFIT * drop.clamp_min(0.0)) ** 2)
     factor = torch.linalg.cholesky(errors + (1e-3 * float(errors.diagonal().mean()) + _TINY**2) * torch.eye(len(near)))
     laws = [_law(factor, each, drop, power) for each, power in zip(shape, POWERS, strict=True)]
-    most = max(likelihood for likelihood, _ in laws)
-    weights = [math.exp(likelihood - most) for likelihood, _ in laws]
+    most = max(likelihood for likelihood, _, _ in laws)
+    weights = [math.exp(likelihood - most) for likelihood, _, _ in laws]
     return Curve(
         unit,
         tuple(
-            (weight / sum(weights), scale, power)
-            for weight, (_, scale), power in zip(weights, laws, POWERS, strict=True)
+            Law(weight / sum(weights), scale, error, power)
+            for weight, (_, scale, error), power in zip(weights, laws, POWERS, strict=True)
         ),
     )
 
@@ -99,14 +127,14 @@ def _scattered(shape: Sequence[Tensor], damage: Tensor, drop: Tensor) -> Tensor:
     return joint * (min(residuals) / max(len(drop) - 1, 1))
 
 
-def _law(factor: Tensor, shape: Tensor, drop: Tensor, power: float) -> tuple[float, float]:
-    """How likely one power is (a logarithm), and its scale."""
+def _law(factor: Tensor, shape: Tensor, drop: Tensor, power: float) -> tuple[float, float, float]:
+    """How likely one power is (a logarithm), its scale, and the standard deviation of that."""
     law, seen = _white(factor, shape), _white(factor, drop)
     strength = float(law @ law)
     scale = max(float(law @ seen) / strength, 0.0)
     residual = float((seen - scale * law).square().sum())
     usual = ((power - _USUAL) / _SPREAD) ** 2
-    return -(math.log(strength) + residual + usual) / 2, scale
+    return -(math.log(strength) + residual + usual) / 2, scale, strength**-0.5
 
 
 def _white(factor: Tensor, values: Tensor) -> Tensor:

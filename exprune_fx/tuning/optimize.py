@@ -64,6 +64,7 @@ def optimize(
     evaluate: Evaluate,
     max_drop: float,
     test: Evaluate | None = None,
+    confidence: float = 0.5,
     objective: str = "flops",
     head: HeadChoice = "auto",
     sequential: bool = False,
@@ -102,6 +103,9 @@ def optimize(
             each example, whose mean is the metric and which give the report its confidence interval.
         max_drop: in the unit of the metric, at least 0.
         test: as ``evaluate``, on data that select nothing; called twice at the end.
+        confidence: how sure the search is to be that new examples lose no more than ``max_drop``, from 0.5 (it is
+            expected) to below 1. It counts how little ``evaluate``'s examples know of the drop, not that other examples
+            may be of another kind.
         objective: "flops", or "latency": of what the budget allows, only what is faster on this machine, settled on
             whole compiled graphs.
         head: "prefix", "principal", or "auto".
@@ -119,11 +123,13 @@ def optimize(
         CaptureError: the model cannot be captured.
         CalibrationError: the calibration data are unusable.
         DataError: `evaluate` returned no numbers, or the study is of another model.
-        PlanError: an unknown objective or head, or a negative ``max_drop``.
+        PlanError: an unknown objective or head, a negative ``max_drop``, or a confidence that is none.
     """
     started = time.perf_counter()
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise PlanError(f"max_drop is {max_drop!r}", hint="give a number of at least 0, in the unit of the metric")
+    if not 0.5 <= confidence < 1:
+        raise PlanError(f"the confidence is {confidence!r}", hint="give a number of at least 0.5, and below 1")
     aim = check_objective(objective)
     request = Request(Calibrated(BUDGETS[-1]), STAGES, head, "flops")
     check_request(request if aim == "flops" else Request(request.guard, STAGES, head, aim))
@@ -136,7 +142,7 @@ def optimize(
     whole = evaluate_cost(model_flops(graph.gm), data.sizes) / max(data.examples_a_batch, 1)
     kept = Study(None if study is None else Path(study), model_digest(gm))
     redo = partial(refit, graph, Data(batches)) if sequential else None
-    search = Search(gm, frontier, orders, evaluate, max_drop, whole, kept, progress, redo)
+    search = Search(gm, frontier, orders, evaluate, max_drop, whole, kept, progress, confidence, redo)
     sensitivity = output_sensitivity(gm, frontier.options, search.probes(), orders, batches, PROBE_EXAMPLES)
     found = search.run(sensitivity)
     plan, score = found.plan, found.score
@@ -152,6 +158,8 @@ def optimize(
         test=None if test is None else Judged.of(_score(test, gm), _score(test, staged), seed),
         trials=tuple(search.trials),
         expected_drop=found.expected_drop if plan.staged else 0.0,
+        confidence=confidence,
+        sure_drop=found.sure_drop if plan.staged else 0.0,
         evaluations=search.evaluations,
         wall_s=time.perf_counter() - started,
         calibration_examples=frontier.examples,

@@ -73,6 +73,8 @@ class OptimizeReport:
         trials: every plan that was evaluated, in order.
         expected_drop: of the chosen plan, by the curve through all trials of its ladder, which luck has less of a hand
             in than in the drop on the selection data.
+        confidence: that was asked for.
+        sure_drop: what the drop is at most, by the same curve, with this confidence.
         evaluations: calls of `evaluate` that this run made; what was found in the study is not among them.
         wall_s: seconds that this run took.
         calibration_examples: that thresholds and bases were made on.
@@ -85,6 +87,8 @@ class OptimizeReport:
     test: Judged | None
     trials: tuple[Trial, ...]
     expected_drop: float
+    confidence: float
+    sure_drop: float
     evaluations: int
     wall_s: float
     calibration_examples: int
@@ -100,11 +104,12 @@ class OptimizeReport:
 
     def __str__(self) -> str:
         """A few lines, and the front as a table."""
+        sure = f", at most {self.sure_drop:+.4g} with {self.confidence:.0%} confidence" if self.confidence > 0.5 else ""
         lines = [
             f"{100 * self.fraction_removed:.1f} % of the FLOPs removed within a drop of {self.max_drop:g}, "
             "no fine-tuning",
             f"{self.calibration_examples:,} calibration examples, {self.evaluations} evaluations, {self.wall_s:.0f} s; "
-            f"expected drop {self.expected_drop:+.4g}",
+            f"expected drop {self.expected_drop:+.4g}{sure}",
             self.selection.text("selection data"),
             *([self.test.text("test data")] if self.test is not None else ["test data: none were given"]),
             "",

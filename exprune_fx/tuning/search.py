@@ -32,12 +32,14 @@ class Found:
         plan: of the rung.
         score: on the selection data.
         expected_drop: by the curve through all trials; 0 for the dense model.
+        sure_drop: what the curve says that it is at most, with the confidence asked for; likewise.
     """
 
     rung: Rung | None
     plan: Plan
     score: Score
     expected_drop: float
+    sure_drop: float
 
 
 @dataclass(eq=False)
@@ -53,6 +55,7 @@ class Search:
         flops: of the dense model, for one calibration example.
         study: evaluations on file.
         show_progress: draw the front on stderr.
+        confidence: see `Climb`.
         refit: makes a plan's thresholds anew before it is evaluated, or None.
         trials: every plan that was evaluated, in order.
         evaluations: calls of `evaluate`.
@@ -67,6 +70,7 @@ class Search:
     flops: float
     study: Study
     show_progress: bool = False
+    confidence: float = 0.5
     refit: Refit | None = None
     trials: list[Trial] = field(default_factory=list)
     evaluations: int = 0
@@ -85,13 +89,15 @@ class Search:
     def run(self, sensitivity: Mapping[str, float]) -> Found:
         """Climbs the ladder of these sensitivities to the boldest rung that holds the budget."""
         rungs = ladder(self.frontier.options, sensitivity)
-        climb = Climb(rungs, self.max_drop, 0.5 / len(self.dense.each) if self.dense.each else 0.0)
+        climb = Climb(rungs, self.max_drop, 0.5 / len(self.dense.each) if self.dense.each else 0.0, self.confidence)
         with Progress(console=Console(stderr=True), disable=not self._shows, transient=True) as bar:
             climb.run(self._loss_on(bar, bar.add_task("optimize", total=EVALUATIONS)))
         rung = climb.best
         if rung is None:
-            return Found(None, self.plan(None), self.dense, 0.0)
-        return Found(rung, *self.scored(rung), climb.curve.drop(rung.damage))
+            return Found(None, self.plan(None), self.dense, 0.0, 0.0)
+        curve = climb.curve
+        drops = curve.drop(rung.damage), curve.drop(rung.damage, self.confidence)
+        return Found(rung, *self.scored(rung), *drops)
 
     def plan(self, rung: Rung | None) -> Plan:
         """The plan of a rung, as the frontier has it; None is the dense one."""

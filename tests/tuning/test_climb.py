@@ -100,6 +100,27 @@ def test_less_than_half_an_example_is_no_drop() -> None:
     assert 1e-4 < best.damage <= 0.0005
 
 
+@pytest.mark.parametrize(("confidence", "least", "most"), [(0.5, 0.15, 0.5), (0.9, 0.0, 0.12)])
+def test_a_confident_search_seldom_chooses_a_plan_that_truly_loses_more(
+    confidence: float, least: float, most: float
+) -> None:
+    """Where drops grow as they are expected to, in proportion to the damage; 5,000 answers, a budget of one point."""
+    generator = torch.Generator().manual_seed(1)
+    budget, ladder = 0.01, rungs()
+    damages = torch.tensor([rung.damage for rung in ladder], dtype=torch.float64)
+    true, steps = 0.24 * damages, (0.27 * damages.sqrt() / 5000).diff().sqrt()
+    too_much = 0
+    for _ in range(60):
+        noise = torch.randn(STEPS - 1, generator=generator, dtype=torch.float64) * steps
+        drops = [0.0, *(true[1:] + noise.cumsum(0)).tolist()]
+        climb = Climb(ladder, budget, 1e-4, confidence)
+        climb.run(lambda rung, drops=drops: Loss(drops[round(rung.flops_removed)]))  # type: ignore[misc]
+        best = climb.best
+        assert best is not None
+        too_much += float(true[round(best.flops_removed)]) > budget
+    assert least <= too_much / 60 <= most
+
+
 def test_luck_is_worth_less_than_to_who_takes_every_drop_at_its_word() -> None:
     """Searches with a budget as large as the noise of 5,000 answers: what the chosen plans truly lose."""
     generator = torch.Generator().manual_seed(0)

@@ -46,7 +46,11 @@ class Closeness:
 
 
 def run(
-    evaluate: Closeness, max_drop: float = 0.02, study: Path | None = None, test: Closeness | None = None
+    evaluate: Closeness,
+    max_drop: float = 0.02,
+    study: Path | None = None,
+    test: Closeness | None = None,
+    confidence: float = 0.5,
 ) -> Optimized:
     given = batches(CALIBRATION)
     return ex.optimize(
@@ -57,6 +61,7 @@ def run(
         batches=given,
         evaluate=evaluate,
         max_drop=max_drop,
+        confidence=confidence,
         study=study,
         test=test,
     )
@@ -126,6 +131,20 @@ def test_interrupted_work_goes_on_and_ends_with_the_same_plan(
 def test_a_drop_that_is_none_is_refused(max_drop: float) -> None:
     with pytest.raises(PlanError, match="max_drop"):
         run(Closeness(SELECTION), max_drop)
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0, float("nan")])
+def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+    with pytest.raises(PlanError, match="confidence"):
+        run(Closeness(SELECTION), confidence=confidence)
+
+
+def test_a_confident_search_is_gentler_and_says_how_sure_it_is() -> None:
+    expected, sure = run(Closeness(SELECTION)), run(Closeness(SELECTION), confidence=0.95)
+    assert 0 < sure.report.fraction_removed <= expected.report.fraction_removed
+    assert sure.report.expected_drop < sure.report.sure_drop <= sure.report.max_drop
+    assert f"at most {sure.report.sure_drop:+.4g} with 95% confidence" in str(sure.report)
+    assert "confidence" not in str(expected.report)
 
 
 def test_an_evaluation_that_gives_no_numbers_is_refused() -> None:

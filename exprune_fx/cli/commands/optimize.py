@@ -31,6 +31,9 @@ def optimize(
         ),
     ],
     max_drop: Annotated[float, typer.Option("--max-drop", help="Largest drop of the metric, in its own unit.")],
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="How sure to be that new examples lose no more: 0.5 expects it.")
+    ] = 0.5,
     objective: Annotated[str, typer.Option("--objective", help="flops or latency.")] = "flops",
     head: Annotated[str, typer.Option("--head", help="auto, prefix or principal.")] = "auto",
     sequential: Annotated[
@@ -59,7 +62,7 @@ def optimize(
         if not is_model_name(model) or model.endswith(".pt2"):
             raise UsageError(f"{model!r} names no model: give package.module:callable, or a shipped model")
         let_import_from_here()
-        wanted = Wanted(max_drop, objective, head, sequential, study, seed, plan, plot)
+        wanted = Wanted(max_drop, confidence, objective, head, sequential, study, seed, plan, plot)
         best = optimize_named(model, wanted, sys.stderr.isatty())
         typer.echo(str(best.report))
         write_json(json_path, {**written_by(model), **best.report.to_dict()})

@@ -139,7 +139,9 @@ def test_codes_and_their_norms_bound_every_product(out: int, features: int, seed
     scale, *norms = made.numbers.double()
     estimate = scale * (torch.cat(segments, 1).double() @ x)
     error = sum(norm * x[first:last].norm() for norm, (first, last) in zip(norms, blocks_of(ends), strict=True))
-    assert ((weight.double() @ x - estimate).abs() <= error).all()
+    truth = weight.double() @ x
+    of_float64 = 1e-13 * weight.double().norm(dim=1) * x.norm()  # 700 terms: with one term the error itself is as small
+    assert ((truth - estimate).abs() <= error + of_float64).all()
 
 
 def test_codes_do_not_depend_on_how_many_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

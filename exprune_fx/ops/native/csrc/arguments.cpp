@@ -35,8 +35,6 @@ constexpr int64_t kFewPixels = 4;
 constexpr int64_t kManyPixels = 64;          // of an image: they fill the register tile of a head in pixel lanes
 constexpr int64_t kLeastLanes = 8;           // pixels of the smallest register tile of a head in pixel lanes
 constexpr int64_t kMostTaps = 64;
-constexpr int64_t kCodeBlock = 256;          // columns: as in coded.h
-constexpr int64_t kReadBeyond = 64;          // bytes behind codes
 constexpr int64_t kLargeWeights = 1 << 18;   // numbers
 
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }

@@ -9,8 +9,6 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int64_t kCodeBlock = 256;  // columns whose error has one norm: as in exprune_fx/ops/codes.py
-
 // Calls visit(first, last) for the blocks of all segments, in order.
 template <class Visit>
 EXPRUNE_INLINE void each_block(const Codes& codes, const Visit& visit) {

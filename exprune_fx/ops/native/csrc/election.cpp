@@ -5,8 +5,6 @@ namespace exprune {
 
 namespace {
 
-constexpr int64_t kMostWinners = 64, kMostStages = 4, kReadBeyond = 64;  // as in election.h
-
 struct Tables {
   const Tensor& codes;
   const Tensor& numbers;

@@ -9,8 +9,6 @@ namespace EXPRUNE_ISA_NAMESPACE {
 
 constexpr int64_t kClasses = 256;      // that a piece of work covers: their codes stay in the cache for all rows
 constexpr int64_t kRowsAtOnce = 16;
-constexpr int64_t kMostWinners = 64;
-constexpr int64_t kMostStages = 4;
 constexpr int64_t kLeaders = 16;       // computed after each stage, at least: what they have is the bar for all others
 constexpr int64_t kExactPiece = 64;
 
@@ -202,12 +200,6 @@ static inline void estimate_all(const Election& e, Voter& voter, int64_t first, 
   }
 }
 
-EXPRUNE_INLINE void prefetch_codes(const int8_t* codes, int64_t length, const int32_t* list, int at, int count) {
-  for (int l = at; l < at + 4 && l < count; ++l) {
-    for (int64_t i = 0; i < length; i += 64) __builtin_prefetch(codes + list[l] * length + i, 0, 2);
-  }
-}
-
 // A later stage, for those who are alive.
 static inline void estimate_alive(const Election& e, Voter& voter, int64_t stage, const int32_t* list, int count,
                                   float* largest) {
@@ -215,14 +207,14 @@ static inline void estimate_alive(const Election& e, Voter& voter, int64_t stage
   const int8_t* codes = e.codes + e.classes * e.seen[stage - 1];
   const int16_t* ticks = stage_ticks(e, voter, stage);
   *largest = -__builtin_inff();
-  for (int at = 0; at < kCodesAhead; at += 4) prefetch_codes(codes, length, list, at, count);
+  const auto row = [&](int at) EXPRUNE_LAMBDA { return codes + list[at < count ? at : count - 1] * length; };
+  for (int at = 0; at < 4 && at < count; ++at) ask(row(at), length);
   for (int at = 0; at < count; at += 4) {
-    prefetch_codes(codes, length, list, at + kCodesAhead, count);
     const int n = count - at < 4 ? count - at : 4;
-    const int8_t* rows[4];
+    const int8_t *rows[4], *next[4];
     int32_t more[4];
-    for (int l = 0; l < 4; ++l) rows[l] = codes + list[at + (l < n ? l : n - 1)] * length;
-    four_dots(rows, nullptr, ticks, length, more);
+    for (int l = 0; l < 4; ++l) rows[l] = row(at + l), next[l] = row(at + 4 + l);
+    four_dots(rows, next, ticks, length, more);
     for (int l = 0; l < n; ++l) {
       const int32_t j = list[at + l];
       const int32_t sum = voter.sums[j] = static_cast<int32_t>(static_cast<uint32_t>(voter.sums[j]) +

@@ -15,12 +15,10 @@ EXPRUNE_INLINE int16_t to_nearest(float value) {  // ties to even, for values be
 
 constexpr int64_t kTicks = 32;  // numbers that a step reads at most: what is read beyond a row meets zeros
 
-constexpr int kCodesAhead = 8;  // rows of codes: they lie apart by more than the hardware looks ahead
-
 EXPRUNE_INLINE int64_t padded_ticks(int64_t length) { return (length + kTicks - 1) / kTicks * kTicks; }
 
 // out[j] = code[j][0:length] . x[0:length], modulo 2^32. Rows may be read, and x must be zero, up to the next multiple of
-// kTicks. `next`: four rows, or null, that are asked for meanwhile.
+// kTicks. `next`: four rows, or null, that are asked for meanwhile: rows apart are more than the hardware looks ahead.
 #if EXPRUNE_ISA == 5
 EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int8_t* const* next, const int16_t* x, int64_t length,
                               int32_t* out) {

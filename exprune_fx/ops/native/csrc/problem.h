@@ -74,6 +74,9 @@ struct Guard {
   const float* input_norms;  // Bound: [stages + 1, pixels]: of what each stage has not seen, and of the whole input
 };
 
+constexpr int64_t kCodeBlock = 256;  // columns whose error has one norm: as in exprune_fx/ops/codes.py
+constexpr int64_t kReadBeyond = 64;  // bytes behind codes that may be read
+
 // A linear weight once more, rounded to 8 bits, with what the rounding costs: see exprune_fx/ops/codes.py. What they
 // prove is not read from the weight; no result depends on them.
 struct Codes {
@@ -135,6 +138,8 @@ struct FeedForward {
   const ValueBranch* value;  // or null
   SecondLayer second;
 };
+
+constexpr int64_t kMostWinners = 64, kMostStages = 4;  // of an election
 
 // The `winners` largest of weight[j, :] . input[row, :] + bias[j] over all classes j, for each row: a class is computed
 // only if its upper bound reaches what so many others are known to have. See exprune_fx/ops/dominance.py for the tables.
