@@ -94,6 +94,8 @@ def settle(
         return Settled(distinct[name])
     taken = measure([[_step(runnable, calls)] for runnable in (dense[best], *staged.values())])
     fastest = min(distinct, key=taken.__getitem__)
+    if _wins(taken, fastest, dense[best]):  # it has to win twice: a noisy minute is not a faster graph
+        taken |= measure([[_step(runnable, calls)] for runnable in (dense[best], staged[fastest])])
     timing = SiteTiming(
         dense_s=taken[dense[best].name],
         dense_form=dense[best].name,
@@ -103,9 +105,13 @@ def settle(
         threads=torch.get_num_threads(),
         tried={str(name): seconds for name, seconds in {**alone, **taken}.items()},
     )
-    if timing.staged_s < timing.dense_s * (1 - GAIN):
+    if _wins(taken, fastest, dense[best]):
         return Settled(distinct[fastest], timing)
     return Settled(_all_dense(sites, distinct[fastest], timing), timing)
+
+
+def _wins(taken: Mapping[Hashable, float], staged: str, dense: Runnable) -> bool:
+    return taken[staged] < taken[dense.name] * (1 - GAIN)
 
 
 def _distinct(plans: Mapping[str, tuple[SitePlan, ...]]) -> dict[str, tuple[SitePlan, ...]]:

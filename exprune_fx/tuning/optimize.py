@@ -28,7 +28,7 @@ from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
 from exprune_fx.measurement import measure
 from exprune_fx.pipeline import transform
-from exprune_fx.plan import Plan
+from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.tuning.budgets import BUDGETS, STAGES
 from exprune_fx.tuning.report import Judged, OptimizeReport
 from exprune_fx.tuning.score import Evaluate, Score
@@ -107,7 +107,7 @@ def optimize(
             expected) to below 1. It counts how little ``evaluate``'s examples know of the drop, not that other examples
             may be of another kind.
         objective: "flops", or "latency": of what the budget allows, only what is faster on this machine, settled on
-            whole compiled graphs.
+            whole compiled graphs. What other sites would have cost is spent on those that are.
         head: "prefix", "principal", or "auto".
         sequential: before a plan is evaluated, make its thresholds again on staged inputs, as `calibrate` can; slow.
         latency_batch: what "latency" times, in the form of a batch: give one as large as those that you will run. By
@@ -148,7 +148,7 @@ def optimize(
     plan, score = found.plan, found.score
     if aim == "latency":
         given = pieces_to_time(graph.gm, batches) if latency_batch is None else [latency_batch]
-        plan, score = _by_the_clock(search, found, graph, given)
+        plan, score, found = _by_the_clock(search, found, sensitivity, graph, given)
     staged = transform(gm, plan)
     report = OptimizeReport(
         max_drop=max_drop,
@@ -171,8 +171,36 @@ def _score(evaluate: Evaluate, graph: fx.GraphModule) -> Score:
     return Score.of(evaluate(graph)).gathered()
 
 
-def _by_the_clock(search: Search, found: Found, graph: Prepared, given: Sequence[object]) -> tuple[Plan, Score]:
-    """Of what the budget allows at each site, what is fastest; dense where that does not hold the budget."""
+def _by_the_clock(
+    search: Search, found: Found, sensitivity: Mapping[str, float], graph: Prepared, given: Sequence[object]
+) -> tuple[Plan, Score, Found]:
+    """Of what the budget allows at each site, what is fastest; dense where that does not hold the budget.
+
+    What sites cost that the clock leaves dense is spent on the others: the ladder is climbed again without them.
+    """
+    plans, slow = _timed(search, found, graph, given)
+    if slow:
+        search.leave_dense(slow)
+        found = search.run(sensitivity)
+        plans, _ = _timed(search, found, graph, given)
+    settled = settle(graph.gm, graph.groups, graph.sites, plans, given)
+    examples = search.frontier.examples
+    plan = Plan(settled.sites, dict(search.orders), "latency", examples, machine_text(), settled.timing)
+    if not plan.staged:
+        return plan, search.dense, found
+    assert found.rung is not None  # else nothing was allowed, and the plan is dense
+    score = search.score(plan)
+    search.tried(score, "clock", found.rung.damage, _removed(plan, search.frontier.options))
+    if search.dense.value - score.value <= search.max_drop:
+        return plan, score, found
+    dense = search.plan(None).sites
+    return Plan(dense, {}, "latency", examples, machine_text(), settled.timing), search.dense, found
+
+
+def _timed(
+    search: Search, found: Found, graph: Prepared, given: Sequence[object]
+) -> tuple[dict[str, tuple[SitePlan, ...]], set[str]]:
+    """Of ways that lose no more energy at a site than the chosen rung does, the fastest; and where none was faster."""
     options = search.frontier.options
     allowed = {} if found.rung is None else found.rung.options
     candidates = {name: _within(options[name], option.energy_lost) for name, option in allowed.items()}
@@ -181,18 +209,8 @@ def _by_the_clock(search: Search, found: Found, graph: Prepared, given: Sequence
     }
     entries = {name: [option.entry for option in some] for name, some in candidates.items() if some}
     plans = decide_sites(graph.gm, graph.groups, graph.sites, entries, refusals, given)
-    settled = settle(graph.gm, graph.groups, graph.sites, plans, given)
-    examples = search.frontier.examples
-    plan = Plan(settled.sites, dict(search.orders), "latency", examples, machine_text(), settled.timing)
-    if not plan.staged:
-        return plan, search.dense
-    assert found.rung is not None  # else nothing was allowed, and the plan is dense
-    score = search.score(plan)
-    search.tried(score, "clock", found.rung.damage, _removed(plan, options))
-    if search.dense.value - score.value <= search.max_drop:
-        return plan, score
-    dense = search.plan(None).sites
-    return Plan(dense, {}, "latency", examples, machine_text(), settled.timing), search.dense
+    gaining = {entry.site for chosen in plans.values() for entry in chosen if entry.is_staged}
+    return plans, set(entries) - gaining
 
 
 def _removed(plan: Plan, options: Mapping[str, Sequence[Option]]) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -48,7 +48,7 @@ class Search:
 
     Attributes:
         gm: the captured graph.
-        frontier: what can be done at each site.
+        frontier: what can be done at each site; see `leave_dense`.
         orders: of the terms.
         evaluate: the caller's.
         max_drop: in its unit.
@@ -98,6 +98,11 @@ class Search:
         curve = climb.curve
         drops = curve.drop(rung.damage), curve.drop(rung.damage, self.confidence)
         return Found(rung, *self.scored(rung), *drops)
+
+    def leave_dense(self, names: Collection[str]) -> None:
+        """Gives the search no other choice at these sites from now on."""
+        options = {name: found[:1] if name in names else found for name, found in self.frontier.options.items()}
+        self.frontier = replace(self.frontier, options=options)
 
     def plan(self, rung: Rung | None) -> Plan:
         """The plan of a rung, as the frontier has it; None is the dense one."""

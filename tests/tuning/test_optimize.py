@@ -199,6 +199,32 @@ def test_by_the_clock_only_what_the_budget_allows_is_timed(
     assert slow.report.fraction_removed == slow.report.expected_drop == 0.0
 
 
+def test_what_slow_sites_would_have_cost_is_spent_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is replaced by one that likes the last of the sites that it is shown first, and no other."""
+    module = sys.modules["exprune_fx.tuning.optimize"]
+    monkeypatch.setattr(module, "check_request", lambda _: None)
+    monkeypatch.setattr(module, "pieces_to_time", lambda *_: ["pieces"])
+    timed: list[dict[str, Any]] = []
+
+    def decide(_gm: object, _groups: object, sites: Any, entries: Any, _refusals: Any, _given: object) -> Any:
+        timed.append({name: some[-1] for name, some in entries.items()})
+        fast = list(timed[0])[-1]
+        return {"likes": tuple(entries[s.name][-1] if s.name == fast else dense_entry(s, "slow") for s in sites)}
+
+    monkeypatch.setattr(module, "decide_sites", decide)
+    monkeypatch.setattr(module, "settle", lambda _gm, _groups, _sites, plans, _given: Settled(plans["likes"]))
+    best = ex.optimize(
+        mlp(), (CALIBRATION[:4],), None, BATCH, batches=batches(CALIBRATION), evaluate=Closeness(SELECTION),
+        max_drop=0.1, objective="latency",
+    )  # fmt: skip
+    first, second = timed
+    assert len(first) > 1
+    (fast,) = second
+    assert [entry.site for entry in best.plan.staged] == [fast]
+    assert best.report.selection.drop <= 0.1
+    assert second[fast].guard.budget > first[fast].guard.budget
+
+
 # --- the frontier -----------------------------------------------------------------------------------------------------
 
 
