@@ -14,6 +14,18 @@ from typing import Any
 Clock = Callable[[], float]
 
 
+class Stopwatch:
+    """Seconds since it was made, by the wall and of this process's threads together."""
+
+    def __init__(self) -> None:
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """``wall_s`` and ``cpu_s`` so far."""
+        return {"wall_s": time.perf_counter() - self._wall_s, "cpu_s": time.process_time() - self._cpu_s}
+
+
 @dataclass(frozen=True)
 class Step:
     """One timed call of a walk.

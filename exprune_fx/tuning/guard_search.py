@@ -5,7 +5,6 @@ The search of the ExPrune paper (arXiv 2506.02210), open to our guard too, so th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
@@ -24,6 +23,7 @@ from exprune_fx.errors import DataError, PlanError
 from exprune_fx.extras import optional_module
 from exprune_fx.guards import Calibrated
 from exprune_fx.plan import Plan
+from exprune_fx.timing import Stopwatch
 from exprune_fx.tuning.budgets import BUDGETS, STAGES
 from exprune_fx.tuning.guard_space import GuardChoice, GuardSpace, OptionSpace, check_guard, number_space
 from exprune_fx.tuning.report import Trial, pareto
@@ -152,7 +152,7 @@ def search_guards(
         GuardError: the stages are not increasing fractions.
         CalibrationError: the calibration data are unusable.
     """
-    started = time.perf_counter(), time.process_time()
+    clock = Stopwatch()
     kind = check_guard(guard)
     check_stages(tuple(stages))
     check_batches(batches)
@@ -170,8 +170,9 @@ def search_guards(
     made = search.run(search.study(storage, about), trials)
     found = tuple(search.trials)
     before = found[: len(found) - made]
-    wall_s = time.perf_counter() - started[0] + sum(trial.wall_s for trial in before)
-    cpu_s = time.process_time() - started[1] + sum(trial.cpu_s for trial in before)
+    spent = clock.spent
+    wall_s = spent["wall_s"] + sum(trial.wall_s for trial in before)
+    cpu_s = spent["cpu_s"] + sum(trial.cpu_s for trial in before)
     return GuardSearch(kind, space.sites, dense, found, made + 1, wall_s, cpu_s, space)
 
 
@@ -268,10 +269,10 @@ class _Search:
 
     def _tried(self, setting: tuple[float, ...]) -> tuple[list[float], dict[str, float]]:
         """Share that remains and metric, and the seconds that this took."""
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        clock = Stopwatch()
         made = self.maker.make(setting)
         values = [1 - made.fraction_removed, Score.of(self.evaluate(made.model)).value]
-        return values, {"wall_s": time.perf_counter() - wall_s, "cpu_s": time.process_time() - cpu_s}
+        return values, clock.spent
 
     def _trial(self, found: Any) -> GuardTrial:
         remains, score = found.values

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -23,10 +24,15 @@ def rungs(count: int = STEPS) -> list[Rung]:
     return [Rung({"a": Option(SitePlan("a", (2, 2)), d, float(i))}, d) for i, d in enumerate(damages)]
 
 
-def climbed(drop_of: Callable[[Rung], float], budget: float, resolution: float = 0.0) -> Climb:
-    climb = Climb(rungs(), budget, resolution)
+def climbed(drop_of: Callable[[Rung], float], budget: float, resolution: float = 0.0, confidence: float = 0.5) -> Climb:
+    climb = Climb(rungs(), budget, resolution, confidence)
     climb.run(lambda rung: Loss(drop_of(rung)))
     return climb
+
+
+def at(drops: Sequence[float], rung: Rung) -> float:
+    """What one rung of `rungs` loses."""
+    return drops[round(rung.flops_removed)]
 
 
 @pytest.mark.parametrize("power", [0.6, 0.75, 1.0, 1.2])
@@ -113,9 +119,7 @@ def test_a_confident_search_seldom_chooses_a_plan_that_truly_loses_more(
     for _ in range(60):
         noise = torch.randn(STEPS - 1, generator=generator, dtype=torch.float64) * steps
         drops = [0.0, *(true[1:] + noise.cumsum(0)).tolist()]
-        climb = Climb(ladder, budget, 1e-4, confidence)
-        climb.run(lambda rung, drops=drops: Loss(drops[round(rung.flops_removed)]))  # type: ignore[misc]
-        best = climb.best
+        best = climbed(partial(at, drops), budget, 1e-4, confidence).best
         assert best is not None
         too_much += float(true[round(best.flops_removed)]) > budget
     assert least <= too_much / 60 <= most
@@ -135,7 +139,7 @@ def test_luck_is_worth_less_than_to_who_takes_every_drop_at_its_word() -> None:
     for _ in range(100):
         noise = torch.randn(STEPS - 1, generator=generator, dtype=torch.float64) * steps
         drops = [0.0, *(true[1:] + noise.cumsum(0)).tolist()]
-        best = climbed(lambda rung, drops=drops: drops[round(rung.flops_removed)], budget).best  # type: ignore[misc]
+        best = climbed(partial(at, drops), budget).best
         by_curve.append(float(true[round(best.flops_removed)]) if best else 0.0)
         low, high = 0, STEPS
         while high - low > 1:  # what a bisection finds

@@ -28,6 +28,7 @@ from exprune_fx.studies.paper.search import Trial, chosen, front_of, search_sett
 from exprune_fx.studies.paper.store import Store
 from exprune_fx.studies.subjects import Subject
 from exprune_fx.studies.subjects.subject import Judge
+from exprune_fx.timing import Stopwatch
 from exprune_fx.tuning import optimize, search_guards
 from exprune_fx.tuning.guard_space import mean_quantiles
 from exprune_fx.tuning.study import model_digest, plan_digest
@@ -154,11 +155,8 @@ class _Run:
         numbers = itertools.count(1)
 
         def try_setting(setting: tuple[float, ...]) -> Trial:
-            nonlocal effort
             self.say(f"{guard}: trial {next(numbers)} of {self.settings.trials}")
-            key = f"{guard} {list(setting)}"
-            found = self.store.get(key, lambda: self._tried(template, setting))
-            effort += self.store.took(key)
+            found = self.store.get(f"{guard} {list(setting)}", lambda: self._tried(template, setting))
             return Trial(setting, found["score"], found["fraction_removed"], found["given_up"])
 
         trials = search_settings(
@@ -174,13 +172,14 @@ class _Run:
                 key, graphs = "dense", self.judging.dense_graphs
             rows.append(self._row(guard, drop, key, graphs, lost, space.numbers(setting)))
         judged = self._front(guard, space, template, trials) if self.settings.judge_front else ()
+        effort = sum((self.store.took(f"{guard} {list(trial.setting)}") for trial in trials), effort)
         return Curve(guard, tuple(trials), effort, judged), rows
 
     def _quantiles(self) -> tuple[dict[str, Tensor], Effort]:
         """What Threshold's settings are a scale of, and what finding it took."""
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        clock = Stopwatch()
         found = mean_quantiles(self.prepared, Data(self.subject.calibration), self.heads)
-        return found, Effort(0, time.perf_counter() - wall_s, time.process_time() - cpu_s)
+        return found, Effort(**clock.spent)
 
     def _front(
         self, guard: GuardName, space: GuardSpace, template: Template, trials: Sequence[Trial]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from exprune_fx.errors import DataError
 from exprune_fx.studies.paper.results import Effort
+from exprune_fx.timing import Stopwatch
 from exprune_fx.tuning.lines import Lines
 
 _AGAIN = "give another folder with --study, or remove the file to start again"
@@ -45,12 +45,11 @@ class Store:
     def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of this key: the one on file, or a new one, which is then written down."""
         if key not in self._found:
-            wall_s, cpu_s = time.perf_counter(), time.process_time()
-            value = make()
-            took = Effort(1, time.perf_counter() - wall_s, time.process_time() - cpu_s)
+            clock = Stopwatch()
+            value, spent = make(), clock.spent
             if self._lines is not None:
-                self._lines.add({"key": key, "value": value, "wall_s": took.wall_s, "cpu_s": took.cpu_s})
-            self._found[key], self._took[key] = value, took
+                self._lines.add({"key": key, "value": value, **spent})
+            self._found[key], self._took[key] = value, Effort(1, **spent)
         return self._found[key]
 
     def took(self, key: str) -> Effort:
