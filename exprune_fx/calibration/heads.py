@@ -100,16 +100,12 @@ def calibrate_heads(
     seen = _Inputs.collect(normal, chosen, batches) if batches is not None and chosen else None
     entries = tuple(_decide(normal, head, guard, seen) for head in chosen)
     if objective == "latency" and chosen:
-        entries = _by_the_clock(normal, chosen, entries, _timed_batches(gm, batches, latency_batch))
+        entries = _by_the_clock(
+            normal, chosen, entries, pieces_to_time(gm, () if batches is None else batches, latency_batch)
+        )
     base = plan or Plan(tuple(dense_entry(site, "its sites were not calibrated") for site in find_sites(normal)))
     examples = base.examples or (seen.examples if seen else 0)
     return replace(base, heads=entries, examples=examples)
-
-
-def _timed_batches(gm: fx.GraphModule, batches: Batches | None, latency_batch: object | None) -> list[object]:
-    if latency_batch is not None or batches is None:
-        return [latency_batch]
-    return pieces_to_time(gm, batches)
 
 
 def _by_the_clock(

@@ -197,12 +197,14 @@ def _timing(site: Site, ways: Sequence[Way], taken: Mapping[Hashable, float], ex
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def pieces_to_time(gm: fx.GraphModule, batches: Batches) -> list[object]:
-    """Calibration examples in pieces as large as the example inputs that the graph was captured with.
+def pieces_to_time(gm: fx.GraphModule, batches: Batches, latency_batch: object | None = None) -> list[object]:
+    """What is timed: the caller's own batch, or calibration examples in pieces as large as the captured example inputs.
 
     Cut is the first axis of every input; where not every input has the captured batch size there, the first calibration
     batch is taken as it is.
     """
+    if latency_batch is not None:
+        return [latency_batch]
     first = next(batch for batch in read(batches) if examples_in(batch) > 0)
     size = _captured_batch(gm)
     leaves = [leaf for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor)]

@@ -102,7 +102,7 @@ def calibrate(
         entries = tuple(decide_by_flops(site, request, outcomes[site.name], thresholds) for site in graph.sites)
         whole = None
     else:
-        given = latency.pieces_to_time(gm, batches) if latency_batch is None else [latency_batch]
+        given = latency.pieces_to_time(gm, batches, latency_batch)
         settled = _by_time(graph, request, outcomes, thresholds, given)
         entries, whole = settled.sites, settled.timing
     machine = latency.machine_text() if aim == "latency" else ""

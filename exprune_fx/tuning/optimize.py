@@ -147,7 +147,7 @@ def optimize(
     found = search.run(sensitivity)
     plan, score = found.plan, found.score
     if aim == "latency":
-        given = pieces_to_time(graph.gm, batches) if latency_batch is None else [latency_batch]
+        given = pieces_to_time(graph.gm, batches, latency_batch)
         plan, score, found = _by_the_clock(search, found, sensitivity, graph, given)
     staged = transform(gm, plan)
     report = OptimizeReport(

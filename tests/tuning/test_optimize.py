@@ -155,13 +155,17 @@ def test_an_evaluation_that_gives_no_numbers_is_refused() -> None:
         ex.optimize(mlp(), (CALIBRATION[:4],), None, BATCH, batches=batches(CALIBRATION), evaluate=fine, max_drop=0.1)
 
 
+def pieces(_gm: object, _batches: object, own: object) -> list[object]:
+    return ["pieces"] if own is None else [own]
+
+
 def test_by_the_clock_only_what_the_budget_allows_is_timed(
     monkeypatch: pytest.MonkeyPatch, found: tuple[Optimized, Closeness]
 ) -> None:
     """The clock is replaced by one that likes the last way to stage each site, and one that likes none."""
     module = sys.modules["exprune_fx.tuning.optimize"]
     monkeypatch.setattr(module, "check_request", lambda _: None)  # which asks for kernels
-    monkeypatch.setattr(module, "pieces_to_time", lambda *_: ["pieces"])
+    monkeypatch.setattr(module, "pieces_to_time", pieces)
     allowed = {entry.site: entry for entry in found[0].plan.staged}
 
     timed = []
@@ -203,7 +207,7 @@ def test_what_slow_sites_would_have_cost_is_spent_on_the_others(monkeypatch: pyt
     """The clock is replaced by one that likes the last of the sites that it is shown first, and no other."""
     module = sys.modules["exprune_fx.tuning.optimize"]
     monkeypatch.setattr(module, "check_request", lambda _: None)
-    monkeypatch.setattr(module, "pieces_to_time", lambda *_: ["pieces"])
+    monkeypatch.setattr(module, "pieces_to_time", pieces)
     timed: list[dict[str, Any]] = []
 
     def decide(_gm: object, _groups: object, sites: Any, entries: Any, _refusals: Any, _given: object) -> Any:

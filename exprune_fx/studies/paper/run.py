@@ -179,7 +179,7 @@ class _Run:
         """What Threshold's settings are a scale of, and what finding it took."""
         clock = Stopwatch()
         found = mean_quantiles(self.prepared, Data(self.subject.calibration), self.heads)
-        return found, Effort(**clock.spent)
+        return found, Effort(0, **clock.spent)
 
     def _front(
         self, guard: GuardName, space: GuardSpace, template: Template, trials: Sequence[Trial]
