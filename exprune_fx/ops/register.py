@@ -25,6 +25,7 @@ _SCHEMAS: dict[Callable[..., Tensor | tuple[Tensor, Tensor]], str] = {
     ),
     reference.principal_linear: "(Tensor x, Tensor down, Tensor up)",
     reference.principal_conv: f"(Tensor x, Tensor down, Tensor up, {_GEOMETRY})",
+    reference.coded_conv: f"(Tensor x, Tensor codes, Tensor scales, {_GEOMETRY})",
     reference.constant_term: "(Tensor? bias, Tensor? residual, int spatial_dims)",
     reference.guard_threshold: "(Tensor partial, Tensor? constant, int seen, int terms, float threshold)",
     reference.guard_stats_test: (

@@ -260,6 +260,7 @@ def _samples() -> dict[str, tuple[Any, ...]]:
         "squares_conv": (image, kernel, *geometry, 2, 0, 2, None),
         "principal_linear": (x, torch.randn(2, 8), torch.randn(4, 2)),
         "principal_conv": (image, torch.randn(2, 6), torch.randn(4, 2, 3, 3), *geometry),
+        "coded_conv": (image[:, :4], torch.randint(-127, 128, (4, 4, 3, 3), dtype=torch.int8), one, *geometry),
         "constant_term": (one, pixels, 2),
         "guard_threshold": (c, one, 2, 8, 0.1),
         "guard_stats_test": (c, c * c, one, 2, 8, -0.5),

@@ -13,6 +13,7 @@ float32: half-precision operands are widened before they are multiplied, since a
 on the way would decide otherwise, and no float32 margin would cover that.
 """
 
+from exprune_fx.ops.reference.coded import coded_conv as coded_conv
 from exprune_fx.ops.reference.dominance import finish_argmax as finish_argmax
 from exprune_fx.ops.reference.dominance import finish_topk as finish_topk
 from exprune_fx.ops.reference.dominance import guard_dominance as guard_dominance
