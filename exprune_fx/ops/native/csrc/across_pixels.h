@@ -33,6 +33,7 @@ struct Tile {
   int64_t offsets[kTile];  // of the receptive fields in the plane that is being read
   int32_t everyone[kTile + W];
   int count;
+  int lanes = kLaneTile;  // of the panel of a head in pixel lanes
   int windows;  // of rivals: their pixels lie member by member, the first ones of all windows before the second ones
   int64_t first_neuron;
   int neurons;
@@ -210,17 +211,17 @@ static inline void everyone_alive(Tile& tile) {
 
 // --- the head as a matrix product in registers: kHeadNeurons neurons x kLaneTile pixels ----------------------------
 
-// Of N neurons, with their sums at all pixels of the tile, who goes on.
-template <int N>
-static inline void select_rivals_in_lanes(Tile& tile, int first, const Vec* sums) {
-  float known[kLaneTile + W], limits[kLaneTile + W];
+// Of N neurons, with their sums at all pixels of the tile (V vectors each), who goes on.
+template <int N, int V>
+static inline void keep_alive_rivals(Tile& tile, int first, const Vec* sums) {
+  float known[V * W + W], limits[V * W + W];
   for (int n = 0; n < N; ++n) {
     Alive& alive = tile.alive[first + n];
     const int64_t neuron = tile.first_neuron + first + n;
     const float* row = limits_of(tile.site, 0) + neuron;
     for (int at = 0; at < tile.count; at += W) {
       const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
-      store(known + at, sums[n * kPixelVectors + at / W] + lanes.constant());
+      store(known + at, sums[n * V + at / W] + lanes.constant());
     }
     rival_limits(known, tile.count, tile.windows, all(row[0]), all(row[tile.site.outputs]), limits);
     int next = 0;
@@ -228,7 +229,32 @@ static inline void select_rivals_in_lanes(Tile& tile, int first, const Vec* sums
       const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
       const uint32_t bits = ~less(load(known + at), load(limits + at)) & lanes_below(lanes.count);
       compress(alive.list + next, lanes.list, bits);
-      compress(alive.partial + next, sums[n * kPixelVectors + at / W], bits);
+      compress(alive.partial + next, sums[n * V + at / W], bits);
+      next += __builtin_popcount(bits);
+    }
+    alive.count = next;
+  }
+}
+
+template <int N, int V>
+static inline void keep_alive(Tile& tile, int first, const Vec* sums) {
+  const Site& site = tile.site;
+  if (tile.windows) return keep_alive_rivals<N, V>(tile, first, sums);
+  const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
+  for (int n = 0; n < N; ++n) {
+    const int64_t neuron = tile.first_neuron + first + n;
+    Alive& alive = tile.alive[first + n];
+    const Vec constant = all(site.bias ? site.bias[neuron] : 0.0f);
+    const Vec limit = plain ? all(site.guard.limits[neuron]) : zero();
+    int next = 0;
+    for (int at = 0; at < tile.count; at += W) {
+      const Vec partial = sums[n * V + at / W];
+      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+      // The common case, without what the others need to be told.
+      const uint32_t bits = plain ? ~less(partial + constant, limit) & lanes_below(lanes.count)
+                                  : alive_after(lanes, 0, partial, zero());
+      compress(alive.list + next, lanes.list, bits);
+      compress(alive.partial + next, partial, bits);
       next += __builtin_popcount(bits);
     }
     alive.count = next;
@@ -261,26 +287,7 @@ static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
   }
   Vec sum[N * kPixelVectors];  // a copy: what is indexed by a variable lies in memory
   EXPRUNE_UNROLLED for (int k = 0; k < N * kPixelVectors; ++k) sum[k] = s[k];
-  if (tile.windows) return select_rivals_in_lanes<N>(tile, first, sum);
-  const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
-  for (int n = 0; n < N; ++n) {
-    const int64_t neuron = tile.first_neuron + first + n;
-    Alive& alive = tile.alive[first + n];
-    const Vec constant = all(site.bias ? site.bias[neuron] : 0.0f);
-    const Vec limit = plain ? all(site.guard.limits[neuron]) : zero();
-    int next = 0;
-    for (int at = 0; at < tile.count; at += W) {
-      const Vec partial = sum[n * kPixelVectors + at / W];
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
-      // The common case, without what the others need to be told.
-      const uint32_t bits = plain ? ~less(partial + constant, limit) & lanes_below(lanes.count)
-                                  : alive_after(lanes, 0, partial, zero());
-      compress(alive.list + next, lanes.list, bits);
-      compress(alive.partial + next, partial, bits);
-      next += __builtin_popcount(bits);
-    }
-    alive.count = next;
-  }
+  keep_alive<N, kPixelVectors>(tile, first, sum);
 }
 
 // The panel of one tile: what the heads of all neurons read at each of its pixels, a vector lane a pixel.
@@ -291,7 +298,7 @@ static inline void fill_panel(Tile& tile, float* panel) {
     const Chunk& chunk = head.chunks[c];
     enter(tile, chunk.plane);
     for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
-      for (int at = 0; at < kLaneTile; at += W) {
+      for (int at = 0; at < tile.lanes; at += W) {
         const float* fields[W];
         for (int j = 0; j < W; ++j) {
           fields[j] = site.head_input.data + tile.offsets[at + j < tile.count ? at + j : 0] + run->input;
@@ -300,7 +307,7 @@ static inline void fill_panel(Tile& tile, float* panel) {
         for (; i + W <= run->length; i += W) {
           Vec rows[W];
           for (int j = 0; j < W; ++j) rows[j] = load(fields[j] + i);
-          store_transposed(panel + i * kLaneTile + at, kLaneTile, rows);
+          store_transposed(panel + i * tile.lanes + at, tile.lanes, rows);
         }
         if (i == run->length) continue;
         const int rest = static_cast<int>(run->length - i);
@@ -308,55 +315,9 @@ static inline void fill_panel(Tile& tile, float* panel) {
         for (int j = 0; j < W; ++j) rows[j] = load_first(fields[j] + i, rest);
         float square[W * W];
         store_transposed(square, W, rows);
-        for (int n = 0; n < rest; ++n) store(panel + (i + n) * kLaneTile + at, load(square + n * W));
+        for (int n = 0; n < rest; ++n) store(panel + (i + n) * tile.lanes + at, load(square + n * W));
       }
-      panel += run->length * kLaneTile;
-    }
-  }
-}
-
-// --- a piece of work ------------------------------------------------------------------------------------------------
-
-template <class T>
-static inline void head(Tile& tile, const float* panel) {
-  const Site& site = tile.site;
-  if (site.head_in_pixel_lanes) {
-    int n = 0;
-    for (; n + kHeadNeurons <= tile.neurons; n += kHeadNeurons) head_in_lanes<T, kHeadNeurons>(tile, n, panel);
-    for (; n + 2 <= tile.neurons; n += 2) head_in_lanes<T, 2>(tile, n, panel);
-    for (; n < tile.neurons; ++n) head_in_lanes<T, 1>(tile, n, panel);
-    return;
-  }
-  everyone_alive(tile);
-  if (site.stages == 0) return;
-  if (needs_squares(site.guard.kind)) {
-    add_squares<T>(tile, site.segments[0]);
-  } else {
-    add_segment<T>(tile, site.segments[0], true);
-  }
-  select(tile, 0);
-}
-
-template <class T>
-static inline void work(Tile& tile, const float* panel) {
-  const Site& site = tile.site;
-  head<T>(tile, panel);
-  for (int64_t stage = 1; stage < site.stages; ++stage) {
-    if (needs_squares(site.guard.kind)) {
-      add_squares<T>(tile, site.segments[stage]);
-    } else {
-      add_segment<T>(tile, site.segments[stage], false);
-    }
-    select(tile, stage);
-  }
-  if (site.principal) {
-    for (int n = 0; n < tile.neurons; ++n) memset(tile.alive[n].partial, 0, sizeof tile.alive[n].partial);
-  }
-  add_segment<T>(tile, site.segments[site.stages], false);
-  for (int n = 0; n < tile.neurons; ++n) {
-    const Alive& alive = tile.alive[n];
-    for (int at = 0; at < alive.count; at += W) {
-      finish<T>(lanes_of(tile, tile.first_neuron + n, alive.list, at, alive.count), load(alive.partial + at));
+      panel += run->length * tile.lanes;
     }
   }
 }

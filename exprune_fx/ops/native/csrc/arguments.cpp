@@ -204,6 +204,24 @@ void make_head_input(Built& built, const Tensor& down) {
   image.data = data;
 }
 
+// The ticks of the input, four channels in the place of a float.
+void make_ticks(Built& built) {
+  Site& site = built.site;
+  const Geometry& g = site.geometry;
+  Image& image = site.head_input;
+  image = {nullptr, site.input.channels / 4, site.input.width, site.input.height, nullptr, 0};
+  built.head_planes.push_back({0, image.channels, 0, image.channels});
+  image.planes = built.head_planes.data();
+  image.plane_count = 1;
+  float* data = scratch(kHeadImage, g.images * image.height * image.width * image.channels);
+  float* ticks = scratch(kImageTicks, 2 * g.images);
+  int32_t* zeros = reinterpret_cast<int32_t*>(ticks + g.images);
+  kernels(site.dtype).tick_image(site.input, g, reinterpret_cast<uint8_t*>(data), image, ticks, zeros, host());
+  image.data = data;
+  site.coded.ticks = ticks;
+  site.coded.zeros = zeros;
+}
+
 Weight weight_of(const Tensor& tensor) {
   const bool flat = tensor.dim() == 2;
   const bool neighbours = tensor.size(1) == 1 || tensor.strides()[1] == 1;
@@ -240,6 +258,36 @@ void set_guard(Built& built, const Head& head, int64_t terms) {
     built.limits = widened(head.limits, site.stages * (two ? 2 : 1) * site.outputs, "limits");
     guard.limits = built.limits.data;
   }
+}
+
+constexpr int64_t kMostProducts = 60000;  // of a coded head: 127 * 255 times as many stay below 2^31
+
+// The codes, four channels in the place of a float, and their numbers.
+void set_coded_head(Built& built, const Head& head, const Tensor& weight) {
+  Site& site = built.site;
+  const Tensor& codes = *head.codes;
+  const int64_t channels = weight.size(1), taps = weight.size(2) * weight.size(3);
+  STD_TORCH_CHECK(head.code_numbers.has_value(), "exprune: codes without their numbers");
+  STD_TORCH_CHECK(site.guard.kind == GuardKind::Calibrated || site.guard.kind == GuardKind::Pooled,
+                  "exprune: guard '", head.guard, "' cannot look at a coded head");
+  STD_TORCH_CHECK(site.stages == 1 && head.stages[0] == channels && !head.up.has_value(),
+                  "exprune: a coded head has one stage, after all channels");
+  STD_TORCH_CHECK(channels % 4 == 0 && channels * taps <= kMostProducts, "exprune: no coded head over ", channels,
+                  " channels and ", taps, " taps");
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Char && codes.dim() == 4 && codes.size(0) == site.outputs &&
+                      codes.size(1) == channels && codes.size(2) == weight.size(2) && codes.size(3) == weight.size(3),
+                  "exprune: codes must be int8, in the weight's shape");
+  built.codes = torch::stable::contiguous(codes, torch::headeronly::MemoryFormat::ChannelsLast);
+  built.up.data = built.codes.data_ptr();
+  built.up.outputs = site.outputs;
+  built.up.channels = built.up.column_stride = channels / 4;
+  built.up.row_stride = built.up.column_stride * weight.size(3);
+  built.up.output_stride = built.up.row_stride * weight.size(2);
+  site.head_weight = {built.up.data, built.up.output_stride};
+  built.code_numbers = widened(head.code_numbers, 2 * site.outputs, "code_numbers");
+  const float* sums = built.code_numbers.data + site.outputs;
+  for (int64_t j = 0; j < site.outputs; ++j) built.code_sums.push_back(static_cast<int32_t>(sums[j]));
+  site.coded = {built.code_numbers.data, built.code_sums.data(), nullptr, nullptr, has_vnni()};
 }
 
 void set_window(Site& site, const Sizes& window) {
@@ -299,7 +347,8 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   site.weight = site.head_weight = {built.weight.data, built.weight.output_stride};
   site.block = block;
   site.stages = static_cast<int64_t>(head.stages.size());
-  site.principal = head.down.has_value();
+  const bool coded = head.codes.has_value();
+  site.principal = head.down.has_value() || coded;
   site.packed_head = !site.principal && head.up.has_value();
   site.activation = activation_of(activation);
   built.bias = widened(bias, site.outputs, "the bias");
@@ -317,16 +366,20 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   const bool linear = is_linear(geometry);
   set_window(site, head.window);
   const int64_t members = site.window_rows * site.window_columns;
-  site.few_pixels = members == 0 && taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
+  STD_TORCH_CHECK(!coded || members <= kLeastLanes, "exprune: a coded head holds windows of ", kLeastLanes, " rivals");
+  site.few_pixels = !coded && members == 0 && taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
   const bool squares = needs_squares(site.guard.kind);
-  site.head_in_pixel_lanes = site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels &&
-                             members <= kLeastLanes;
+  site.head_in_pixel_lanes = coded || (site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels &&
+                                       members <= kLeastLanes);
   site.large = site.outputs * channels * taps > kLargeWeights;
   site.in_memory = site.large && linear && site.few_pixels;
   if (site.pixels == 0) return;
   make_input(built, source, channels);
   site.head_input = site.input;
-  if (site.principal) {
+  if (coded) {
+    set_coded_head(built, head, weight);
+    make_ticks(built);
+  } else if (site.principal) {
     STD_TORCH_CHECK(head.up.has_value() && site.stages == 1, "exprune: a principal head needs down, up and one rank");
     STD_TORCH_CHECK(dtype_of(*head.down, "down") == site.dtype && dtype_of(*head.up, "up") == site.dtype,
                     "exprune: down and up must have the weight's dtype");

@@ -22,6 +22,7 @@ using Sizes = std::vector<int64_t>;
 
 const Kernels& kernels(Dtype dtype);
 const Host& host();
+bool has_vnni();  // and may use it
 
 // A rule and its numbers, as the operators take them.
 struct Head {
@@ -31,6 +32,7 @@ struct Head {
   double number;
   Maybe limits;
   Sizes window = {};
+  Maybe codes = {}, code_numbers = {};  // of a coded head: both or none
 };
 
 // A linear weight's codes, as the operators take them: all or none.
@@ -68,6 +70,7 @@ struct Built {
   Tensor codes;
   Floats code_numbers, code_slack;
   Sizes code_ends;
+  std::vector<int32_t> code_sums;
 };
 
 Dtype dtype_of(const Tensor& tensor, const char* what);

@@ -8,11 +8,11 @@
 #endif
 
 #include "across_neurons.h"
-#include "across_pixels.h"
 #include "coded.h"
 #include "election.h"
 #include "images.h"
 #include "second.h"
+#include "work.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
@@ -25,6 +25,7 @@ constexpr int64_t kChunk = 48;      // neurons: whole cache lines of results, wh
 // How a site is cut into pieces of work.
 struct Cut {
   const Site* site;
+  int lanes;              // of a panel
   int64_t tile_pixels, tiles;
   int64_t chunk_outputs, chunks;
   int64_t panel_numbers;  // of one tile
@@ -32,6 +33,7 @@ struct Cut {
 };
 
 void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
+  tile.lanes = cut.lanes;
   const int64_t first = index * cut.tile_pixels, rest = pixels_read(*cut.site) - first;
   fill(tile, first, static_cast<int>(rest < cut.tile_pixels ? rest : cut.tile_pixels));
 }
@@ -109,15 +111,25 @@ int64_t head_numbers(const Site& site) {
   return g.kernel_rows * g.kernel_columns * (site.principal ? site.head_input.channels : site.guard.seen[0]);
 }
 
+void tick_image(const Image& from, const Geometry& geometry, uint8_t* to, const Image& layout, float* ticks, int32_t* zeros,
+                const Host& host) {
+  const int64_t rows = geometry.images * layout.height;
+  float* ranges = static_cast<float*>(host.scratch(kSquares, rows * 3 * static_cast<int64_t>(sizeof(float))));
+  const Ticking ticking{&from, &geometry, &layout, to, ticks, zeros, ranges};
+  host.parallel(rows, range_piece, &ticking);
+  host.parallel(rows, ticks_piece, &ticking);
+}
+
 void site(const Site& site, const Host& host) {
   if (site.pixels == 0 || site.outputs == 0) return;
   if (site.few_pixels) {
     const Site with = encoded(site, host);
-    const Cut cut{&with, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
+    const Cut cut{&with, 0, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
-  const int64_t most = site.head_in_pixel_lanes ? kLaneTile : kTile;
   const int64_t pixels = pixels_read(site), members = members_of(site);
+  const int lanes = site.coded.scales && pixels <= W ? W : kLaneTile;
+  const int64_t most = site.head_in_pixel_lanes ? lanes : kTile;
   clear_unread(site);
   if (pixels == 0) return;
   const int64_t tile_pixels = pixels < most ? pixels : most / members * members;  // whole windows
@@ -125,9 +137,9 @@ void site(const Site& site, const Host& host) {
   const int64_t wanted = divide_up(kPieces, tiles);
   int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
   if (chunk > kMostNeurons) chunk = kMostNeurons;
-  Cut cut{&site, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, nullptr};
+  Cut cut{&site, lanes, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, nullptr};
   if (site.head_in_pixel_lanes) {
-    cut.panel_numbers = head_numbers(site) * kLaneTile;
+    cut.panel_numbers = head_numbers(site) * lanes;
     const int64_t bytes = cut.panel_numbers * cut.tiles * static_cast<int64_t>(sizeof(float));
     cut.panels = static_cast<float*>(host.scratch(kPanels, bytes));
     host.parallel(cut.tiles, panel_piece, &cut);
@@ -213,7 +225,7 @@ void election(const Election& election, const Host& host) { elect<Number>(electi
 template <>
 const Kernels& kernels_of<static_cast<Isa>(EXPRUNE_ISA), Dtype::EXPRUNE_DTYPE>() {
   using namespace EXPRUNE_ISA_NAMESPACE;
-  static const Kernels kernels{widen_image, dense_pixels, input_norms, site, feed_forward, election};
+  static const Kernels kernels{widen_image, dense_pixels, tick_image, input_norms, site, feed_forward, election};
   return kernels;
 }
 

@@ -53,11 +53,12 @@ struct InstructionSet {
   const char* name;
   bool (*is_here)();                // whether this processor has it
   const Kernels& (*kernels[3])();  // by Dtype
+  bool (*has_vnni)();
 };
 
 template <Isa isa>
-constexpr InstructionSet set_of(const char* name, bool (*is_here)()) {
-  return {name, is_here, {kernels_of<isa, Dtype::Float32>, kernels_of<isa, Dtype::BFloat16>, kernels_of<isa, Dtype::Half>}};
+constexpr InstructionSet set_of(const char* name, bool (*is_here)(), bool (*vnni)() = [] { return false; }) {
+  return {name, is_here, {kernels_of<isa, Dtype::Float32>, kernels_of<isa, Dtype::BFloat16>, kernels_of<isa, Dtype::Half>}, vnni};
 }
 
 #if defined(EXPRUNE_AVX512) || defined(EXPRUNE_AVX2)
@@ -72,12 +73,14 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool has_avx512_vnni() { return __builtin_cpu_supports("avx512vnni"); }
 #endif
 
 // Those that this library was compiled for, the best first.
 constexpr InstructionSet kCompiled[] = {
 #ifdef EXPRUNE_AVX512
-    set_of<Isa::Avx512>("avx512", has_avx512),
+    set_of<Isa::Avx512>("avx512", has_avx512, has_avx512_vnni),
+    set_of<Isa::Avx512>("avx512_without_vnni", has_avx512),  // for tests: never the best
 #endif
 #ifdef EXPRUNE_AVX2
     set_of<Isa::Avx2>("avx2", has_avx2),
@@ -113,6 +116,8 @@ const InstructionSet& instruction_set() {
 }
 
 }  // namespace
+
+bool has_vnni() { return instruction_set().has_vnni(); }
 
 const Kernels& kernels(Dtype dtype) { return instruction_set().kernels[static_cast<int>(dtype)](); }
 
@@ -243,7 +248,8 @@ int64_t size_out(int64_t size, int64_t kernel, int64_t stride, int64_t padding, 
 
 Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
                           std::string guard, double number, Maybe limits, Sizes stride, Sizes padding, Sizes dilation,
-                          int64_t groups, std::string activation, std::optional<Sizes> window) {
+                          int64_t groups, std::string activation, std::optional<Sizes> window, Maybe codes,
+                          Maybe code_numbers) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "exprune: input and weight must have four dimensions");
   STD_TORCH_CHECK(groups == 1, "exprune: the kernels hold no grouped convolution");
   STD_TORCH_CHECK(x.size(1) == weight.size(1), "exprune: input and weight differ in channels");
@@ -263,7 +269,8 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   const Source source{dtype_of(x, "the input"), x.data_ptr(), strides[0], strides[2], strides[3], strides[1]};
   Built built;
   Site& site = built.site;
-  build(built, source, g, weight, bias, {down, up, stages, guard, number, limits, window.value_or(Sizes{})}, 1, activation);
+  build(built, source, g, weight, bias, {down, up, stages, guard, number, limits, window.value_or(Sizes{}), codes, code_numbers},
+        1, activation);
   const Tensor result =
       torch::stable::empty(Sizes{g.images, site.outputs, g.rows_out, g.columns_out}, x.scalar_type(), std::nullopt,
                            x.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
@@ -296,7 +303,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
   library.def("staged_linear_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD
               "int block, " EXPRUNE_GUARD "str activation" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_conv2d_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD EXPRUNE_GUARD
-              "int[] stride, int[] padding, int[] dilation, int groups, str activation, int[]? window=None) -> Tensor");
+              "int[] stride, int[] padding, int[] dilation, int groups, str activation, int[]? window=None, Tensor? codes=None, "
+              "Tensor? code_numbers=None) -> Tensor");
   library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
               "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD

@@ -88,6 +88,16 @@ struct Codes {
   const char* inputs;       // what the rows of the input come to, one behind the other: filled in by the kernel
 };
 
+// A convolution's head in 8 bits: the whole pre-activation, from codes of its weights and ticks of its input, which are
+// what site.head_input and site.head_weight then hold, four to a float. See exprune_fx/ops/coded.py.
+struct CodedHead {
+  const float* scales;    // [outputs], of the codes; or null: the head is not coded
+  const int32_t* sums;    // [outputs], of the codes
+  const float* ticks;     // [images]: what one tick of the input is worth; NaN where nothing may be concluded from it
+  const int32_t* zeros;   // [images]: the ticks of zero
+  bool vnni;              // the processor multiplies four pairs of bytes a lane (AVX-512 VNNI)
+};
+
 // One site: neurons x pixels. A linear layer is a convolution with one tap, its rows of input being the pixels.
 struct Site {
   Dtype dtype;  // of the weights
@@ -108,6 +118,7 @@ struct Site {
   Guard guard;
   Activation activation;
   Codes codes;                 // of a linear layer, or none
+  CodedHead coded;             // then `principal` too: its sums are no part of the neurons'
   const float* bias;           // [outputs] or null
   const float* residual;       // float32 or null
   int64_t residual_image, residual_row, residual_column, residual_output;  // strides
@@ -178,7 +189,7 @@ struct Host {
   void* (*scratch)(int purpose, int64_t bytes);
 };
 
-enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kElection, kCodedInput, kPurposes };
+enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kPartials, kNorms, kElection, kCodedInput, kImageTicks, kPurposes };
 
 // The kernels of one instruction set for one dtype.
 struct Kernels {
@@ -187,6 +198,9 @@ struct Kernels {
   // to[pixel, :] = rows * from[pixel, :] at every pixel inside the padding; the border is left alone.
   void (*dense_pixels)(const Image& from, const Geometry& geometry, const Rows& rows, float* to, const Image& layout,
                        const Host& host);
+  // to = the ticks of the input, a byte each, with a border of zero's; image by image what they are worth.
+  void (*tick_image)(const Image& from, const Geometry& geometry, uint8_t* to, const Image& layout, float* ticks,
+                     int32_t* zeros, const Host& host);
   // Bound's input norms, [stages + 1, pixels].
   void (*input_norms)(const Site& site, float* norms, const Host& host);
   void (*site)(const Site& site, const Host& host);

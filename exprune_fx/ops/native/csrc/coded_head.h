@@ -1,0 +1,249 @@
+// A convolution's head in 8 bits: the whole pre-activation of every neuron, from codes of its weights and ticks of its
+// input. The sums are whole numbers, alike on every instruction set; exprune_fx/ops/coded.py says what they mean.
+#pragma once
+
+#include "across_pixels.h"
+#include "integers.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA_NAMESPACE {
+
+// --- whole numbers, W at a time -------------------------------------------------------------------------------------
+
+// dots(s, u, c): s + the dot product, in each lane, of four bytes without a sign and four with one: exact.
+#if EXPRUNE_ISA == 5
+using Ints = __m512i;
+EXPRUNE_INLINE Ints no_ints() { return _mm512_setzero_si512(); }
+EXPRUNE_INLINE Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+EXPRUNE_INLINE Ints all_ints(int32_t value) { return _mm512_set1_epi32(value); }
+EXPRUNE_INLINE Ints minus_product(Ints s, Ints a, Ints b) { return _mm512_sub_epi32(s, _mm512_mullo_epi32(a, b)); }
+EXPRUNE_INLINE Vec floats_of(Ints s) { return _mm512_cvtepi32_ps(s); }
+EXPRUNE_INLINE Ints byte_dots(Ints s, Ints u, Ints c) {
+  const Ints low = _mm512_set1_epi16(0xff);
+  const Ints even = _mm512_madd_epi16(_mm512_and_si512(u, low), _mm512_srai_epi16(_mm512_slli_epi16(c, 8), 8));
+  const Ints odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(c, 8));
+  return _mm512_add_epi32(s, _mm512_add_epi32(even, odd));
+}
+#elif EXPRUNE_ISA == 2
+using Ints = __m256i;
+EXPRUNE_INLINE Ints no_ints() { return _mm256_setzero_si256(); }
+EXPRUNE_INLINE Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+EXPRUNE_INLINE Ints all_ints(int32_t value) { return _mm256_set1_epi32(value); }
+EXPRUNE_INLINE Ints minus_product(Ints s, Ints a, Ints b) { return _mm256_sub_epi32(s, _mm256_mullo_epi32(a, b)); }
+EXPRUNE_INLINE Vec floats_of(Ints s) { return _mm256_cvtepi32_ps(s); }
+EXPRUNE_INLINE Ints byte_dots(Ints s, Ints u, Ints c) {
+  const Ints low = _mm256_set1_epi16(0xff);
+  const Ints even = _mm256_madd_epi16(_mm256_and_si256(u, low), _mm256_srai_epi16(_mm256_slli_epi16(c, 8), 8));
+  const Ints odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(c, 8));
+  return _mm256_add_epi32(s, _mm256_add_epi32(even, odd));
+}
+#else
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef uint32_t Bits __attribute__((vector_size(16)));
+EXPRUNE_INLINE Ints no_ints() { return Ints{0, 0, 0, 0}; }
+EXPRUNE_INLINE Ints load_ints(const void* p) {
+  Ints s;
+  memcpy(&s, p, sizeof s);
+  return s;
+}
+EXPRUNE_INLINE Ints all_ints(int32_t value) { return Ints{value, value, value, value}; }
+EXPRUNE_INLINE Ints minus_product(Ints s, Ints a, Ints b) { return s - a * b; }
+EXPRUNE_INLINE Vec floats_of(Ints s) {
+  return Vec{static_cast<float>(s[0]), static_cast<float>(s[1]), static_cast<float>(s[2]), static_cast<float>(s[3])};
+}
+EXPRUNE_INLINE Ints byte_dots(Ints s, Ints u, Ints c) {
+  for (int byte = 0; byte < 4; ++byte) s += ((u >> (8 * byte)) & 255) * ((Ints)((Bits)c << (24 - 8 * byte)) >> 24);
+  return s;
+}
+#endif
+
+// The same with four codes for all lanes, in one instruction where the processor has it. (As text for the assembler:
+// what the compiler may use is said of whole units, and processors with and without it share this one.)
+template <bool vnni>
+EXPRUNE_INLINE Ints byte_dots(Ints s, Ints u, const int32_t* codes) {
+#if EXPRUNE_ISA == 5
+  if constexpr (vnni) {
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s) : "v"(u), "m"(*codes));
+    return s;
+  }
+#endif
+  return byte_dots(s, u, all_ints(*codes));
+}
+
+// --- the input in ticks ---------------------------------------------------------------------------------------------
+
+struct Ticking {
+  const Image* from;
+  const Geometry* geometry;
+  const Image* layout;
+  uint8_t* to;
+  float* ticks;
+  int32_t* zeros;
+  float* rows;  // [padded rows of all images, 3]: least, largest, and what is not 0 if a number is not finite
+};
+
+EXPRUNE_INLINE float fold(Vec v, bool of_largest) {
+  float lanes[W];
+  store(lanes, v);
+  float result = lanes[0];
+  for (int l = 1; l < W; ++l) result = (of_largest ? lanes[l] > result : lanes[l] < result) ? lanes[l] : result;
+  return result;
+}
+
+// Visits the numbers of one padded row that lie inside the padding: visit(first number, how many, channel, column).
+template <class Visit>
+EXPRUNE_INLINE void each_inside(const Ticking& t, int64_t row, const Visit& visit) {
+  const Geometry& g = *t.geometry;
+  const int64_t y = row % t.from->height - g.padding_rows;
+  if (y < 0 || y >= g.rows_in) return;
+  for (const Plane* plane = t.from->planes; plane != t.from->planes + t.from->plane_count; ++plane) {
+    for (int64_t x = g.padding_columns; x < g.padding_columns + g.columns_in; ++x) {
+      const float* from = t.from->data + plane->offset + (row * t.from->width + x) * plane->pitch;
+      visit(from, plane->last - plane->first, plane->first, x);
+    }
+  }
+}
+
+static inline void range_piece(const void* context, int64_t row) {
+  const Ticking& t = *static_cast<const Ticking*>(context);
+  Vec least = zero(), most = zero(), wrong = zero();
+  each_inside(t, row, [&](const float* from, int64_t count, int64_t, int64_t) EXPRUNE_LAMBDA {
+    for (int64_t i = 0; i < count; i += W) {
+      const Vec v = count - i < W ? load_first(from + i, static_cast<int>(count - i)) : load(from + i);
+      least = smaller(v, least);
+      most = larger(v, most);
+      wrong = fma(v, zero(), wrong);
+    }
+  });
+  float sum = 0, lanes[W], *to = t.rows + row * 3;
+  store(lanes, wrong);
+  for (int l = 0; l < W; ++l) sum += lanes[l];
+  to[0] = fold(least, false), to[1] = fold(most, true), to[2] = sum;
+}
+
+// x[i] / tick to the nearest, ties to even, and zero's ticks: 0 .. 255.
+EXPRUNE_INLINE void to_bytes(const float* x, float inverse, int32_t zero_at, int64_t count, uint8_t* to) {
+  int64_t i = 0;
+#if EXPRUNE_ISA == 5
+  for (; i + 16 <= count; i += 16) {
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
+    const __m512i from_zero = _mm512_max_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(zero_at)), no_ints());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtusepi32_epi8(from_zero));
+  }
+#endif
+  for (; i < count; ++i) {
+    const int32_t at = to_nearest(x[i] * inverse) + zero_at;
+    to[i] = static_cast<uint8_t>(at < 0 ? 0 : (at > 255 ? 255 : at));
+  }
+}
+
+static inline void ticks_piece(const void* context, int64_t row) {
+  const Ticking& t = *static_cast<const Ticking*>(context);
+  const int64_t image = row / t.layout->height;
+  float low = 0, high = 0, wrong = 0;
+  for (int64_t r = image * t.layout->height; r < (image + 1) * t.layout->height; ++r) {
+    const float* of_row = t.rows + r * 3;
+    low = of_row[0] < low ? of_row[0] : low;
+    high = of_row[1] > high ? of_row[1] : high;
+    wrong += of_row[2];
+  }
+  const float span = (high - low) / 255.0f, tick = span == 0 ? 1.0f : span, inverse = 1.0f / tick;
+  const bool usable = wrong == 0 && tick - tick == 0 && inverse - inverse == 0;
+  const int32_t zero_at = usable ? to_nearest(-low * inverse) : 0;
+  if (row % t.layout->height == 0) {
+    t.ticks[image] = usable ? tick : __builtin_nanf("");
+    t.zeros[image] = zero_at;
+  }
+  const int64_t bytes = t.layout->channels * 4;
+  memset(t.to + row * t.layout->width * bytes, zero_at, static_cast<size_t>(t.layout->width * bytes));
+  if (!usable) return;
+  each_inside(t, row, [&](const float* from, int64_t count, int64_t channel, int64_t x) EXPRUNE_LAMBDA {
+    to_bytes(from, inverse, zero_at, count, t.to + (row * t.layout->width + x) * bytes + channel);
+  });
+}
+
+// --- the sums -------------------------------------------------------------------------------------------------------
+
+constexpr int kFewLaneNeurons = W == 16 ? 16 : 4;  // of a register tile of one vector of pixels
+
+// Ticks of the pixels of a tile, lane by lane.
+struct TileTicks {
+  float tick[kLaneTile + W];
+  int32_t zero[kLaneTile + W];
+
+  explicit TileTicks(const Tile& tile) {
+    const CodedHead& coded = tile.site.coded;
+    const int64_t cells = tile.site.input.height * tile.site.input.width;
+    for (int j = 0; j < kLaneTile + W; ++j) {
+      const int64_t image = tile.pixels[j < tile.count ? j : 0].cell / cells;
+      tick[j] = coded.ticks[image], zero[j] = coded.zeros[image];
+    }
+  }
+};
+
+// s[n * V + v] = the sums of neuron n at the pixels of vector v, in ticks and codes. `ahead`: how far behind a row of
+// codes the one lies that is asked for meanwhile, or 0.
+template <int N, int V, bool vnni>
+static __attribute__((noinline)) void coded_sums(const int32_t* const* rows, const float* panel, int64_t quads,
+                                                 int64_t ahead, Ints* to) {
+  constexpr int64_t line = kLineBytes / 4;
+  Ints s[N * V];
+  EXPRUNE_UNROLLED for (int k = 0; k < N * V; ++k) s[k] = no_ints();
+  for (int64_t begin = 0; begin < quads; begin += line) {
+    const int64_t end = begin + line < quads ? begin + line : quads;
+    if (ahead) EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) ask(rows[n] + begin + ahead);
+    for (int64_t i = begin; i < end; ++i, panel += V * W) {
+      Ints u[V];
+      EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) u[v] = load_ints(panel + v * W);
+      EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) {
+        EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) s[n * V + v] = byte_dots<vnni>(s[n * V + v], u[v], rows[n] + i);
+      }
+    }
+  }
+  EXPRUNE_UNROLLED for (int k = 0; k < N * V; ++k) memcpy(to + k, s + k, sizeof(Ints));
+}
+
+template <int N, int V>
+static inline void coded_neurons(Tile& tile, const TileTicks& ticks, int first, const float* panel) {
+  const Site& site = tile.site;
+  const int32_t* rows[N];
+  for (int n = 0; n < N; ++n) {
+    rows[n] = static_cast<const int32_t*>(site.head_weight.data) + (tile.first_neuron + first + n) * site.head_weight.stride;
+  }
+  const Geometry& g = site.geometry;
+  const int64_t quads = g.kernel_rows * g.kernel_columns * site.head_input.channels;
+  const int64_t ahead = site.large && first + 2 * N <= tile.neurons ? N * site.head_weight.stride : 0;
+  Ints whole[N * V];
+  if (site.coded.vnni) {
+    coded_sums<N, V, true>(rows, panel, quads, ahead, whole);
+  } else {
+    coded_sums<N, V, false>(rows, panel, quads, ahead, whole);
+  }
+  Vec sums[N * V];
+  for (int n = 0; n < N; ++n) {
+    const int64_t neuron = tile.first_neuron + first + n;
+    const Ints of_codes = all_ints(site.coded.sums[neuron]);
+    const Vec scale = all(site.coded.scales[neuron]);
+    for (int v = 0; v < V; ++v) {
+      const Ints from_zero = minus_product(whole[n * V + v], load_ints(ticks.zero + v * W), of_codes);
+      sums[n * V + v] = floats_of(from_zero) * (scale * load(ticks.tick + v * W));
+    }
+  }
+  keep_alive<N, V>(tile, first, sums);
+}
+
+template <int N, int V>
+static inline void coded_head_of(Tile& tile, const float* panel) {
+  const TileTicks ticks(tile);
+  int n = 0;
+  for (; n + N <= tile.neurons; n += N) coded_neurons<N, V>(tile, ticks, n, panel);
+  for (; n < tile.neurons; ++n) coded_neurons<1, V>(tile, ticks, n, panel);
+}
+
+static inline void coded_head(Tile& tile, const float* panel) {
+  if (tile.lanes == W) return coded_head_of<kFewLaneNeurons, 1>(tile, panel);
+  coded_head_of<kHeadNeurons, kPixelVectors>(tile, panel);
+}
+
+}  // namespace EXPRUNE_ISA_NAMESPACE
+}  // namespace exprune

@@ -1,0 +1,56 @@
+// A piece of work over many pixels, from its head to its results.
+#pragma once
+
+#include "across_pixels.h"
+#include "coded_head.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA_NAMESPACE {
+
+template <class T>
+static inline void head(Tile& tile, const float* panel) {
+  const Site& site = tile.site;
+  if (site.coded.scales) return coded_head(tile, panel);
+  if (site.head_in_pixel_lanes) {
+    int n = 0;
+    for (; n + kHeadNeurons <= tile.neurons; n += kHeadNeurons) head_in_lanes<T, kHeadNeurons>(tile, n, panel);
+    for (; n + 2 <= tile.neurons; n += 2) head_in_lanes<T, 2>(tile, n, panel);
+    for (; n < tile.neurons; ++n) head_in_lanes<T, 1>(tile, n, panel);
+    return;
+  }
+  everyone_alive(tile);
+  if (site.stages == 0) return;
+  if (needs_squares(site.guard.kind)) {
+    add_squares<T>(tile, site.segments[0]);
+  } else {
+    add_segment<T>(tile, site.segments[0], true);
+  }
+  select(tile, 0);
+}
+
+template <class T>
+static inline void work(Tile& tile, const float* panel) {
+  const Site& site = tile.site;
+  head<T>(tile, panel);
+  for (int64_t stage = 1; stage < site.stages; ++stage) {
+    if (needs_squares(site.guard.kind)) {
+      add_squares<T>(tile, site.segments[stage]);
+    } else {
+      add_segment<T>(tile, site.segments[stage], false);
+    }
+    select(tile, stage);
+  }
+  if (site.principal) {
+    for (int n = 0; n < tile.neurons; ++n) memset(tile.alive[n].partial, 0, sizeof tile.alive[n].partial);
+  }
+  add_segment<T>(tile, site.segments[site.stages], false);
+  for (int n = 0; n < tile.neurons; ++n) {
+    const Alive& alive = tile.alive[n];
+    for (int at = 0; at < alive.count; at += W) {
+      finish<T>(lanes_of(tile, tile.first_neuron + n, alive.list, at, alive.count), load(alive.partial + at));
+    }
+  }
+}
+
+}  // namespace EXPRUNE_ISA_NAMESPACE
+}  // namespace exprune
