@@ -2,6 +2,9 @@
 
 Counted as the ExPrune paper counts (arXiv 2506.02210): 2 per multiply-add; per test of one neuron 1 (one comparison) or
 2n + 6 (statistics over n terms); biases, activations, pooling and norms not at all, neither dense nor staged.
+
+The paper has no 8-bit products. A multiply-add of 8-bit numbers, which coded heads are made of, counts a quarter of
+one, half a FLOP: four of them fit in the lane of a float32 one.
 """
 
 from __future__ import annotations
@@ -159,6 +162,11 @@ def _principal_work(node: fx.Node, site: Site, outputs: Expr, rank: int, alive: 
     return down + up + alive * 2 * site.elements * outputs
 
 
+def _coded_work(site: Site, outputs: Expr, alive: Expr) -> Expr:
+    products = site.elements * outputs
+    return products / 2 + alive * 2 * products
+
+
 def site_cost(
     gm: fx.GraphModule,
     site: Site,
@@ -173,7 +181,7 @@ def site_cost(
         gm: the normalised, not yet staged graph (its shapes are read).
         site: a site of that graph.
         head: what the guard looks at.
-        stages: terms seen at each test, or the rank.
+        stages: terms seen at each test, or the rank, or all terms of a coded head.
         guard: the stop rule.
         window: of the max pool in which neurons are rivals; empty where they are none.
     """
@@ -186,6 +194,8 @@ def site_cost(
     assert isinstance(value, fx.Node)
     if head == "prefix":
         work = _prefix_work(site, outputs, stages, alive)
+    elif head == "coded":
+        work = _coded_work(site, outputs, alive[0])
     else:
         work = _principal_work(node, site, outputs, stages[0], alive[0])
     overhead: Expr = sympy.Integer(0)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from exprune_fx.errors import GuardError, PlanError
 
 Claim = Literal["proved", "estimated", "measured"]
-HeadKind = Literal["prefix", "principal"]
+HeadKind = Literal["prefix", "principal", "coded"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Calibrated(Guard):
     budget: float = 0.02
 
     claim: ClassVar[Claim] = "measured"
-    heads: ClassVar[tuple[HeadKind, ...]] = ("prefix", "principal")
+    heads: ClassVar[tuple[HeadKind, ...]] = ("prefix", "principal", "coded")
 
     def __post_init__(self) -> None:
         """Refuses a budget outside [0, 1)."""

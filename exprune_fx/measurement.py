@@ -162,9 +162,8 @@ def _site_costs(record: StagedRecord) -> dict[str, SiteCost]:
     costs = {}
     for entry in record.plan.staged:
         assert entry.guard is not None
-        assert entry.head in ("prefix", "principal")
         site = sites[entry.site]
-        costs[entry.site] = site_cost(record.dense, site, entry.head, entry.stages, entry.guard, entry.window)
+        costs[entry.site] = site_cost(record.dense, site, entry.looks_at, entry.stages, entry.guard, entry.window)
     return costs
 
 

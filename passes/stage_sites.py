@@ -9,6 +9,7 @@ from torch import fx
 
 from exprune_fx.errors import PassError, PlanError
 from exprune_fx.graph.edits import copy_graph_module, recompile, remove_dead
+from exprune_fx.ops import coded
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.sites import Site, find_sites
@@ -74,5 +75,9 @@ def _check(entry: SitePlan, site: Site | None, pass_name: str) -> None:
         raise PlanError(f"{at} has {site.terms} terms, stages are {list(entry.stages)}", hint="stop before the last")
     if entry.head == "principal" and site.geometry is not None and site.geometry.groups > 1:
         raise PassError(f"{at} is a grouped convolution: no principal head", hint="use a prefix head")
+    if entry.head == "coded":
+        groups = 1 if site.geometry is None else site.geometry.groups
+        if reason := coded.obstacle(site.weight_shape, groups):
+            raise PassError(f"{at}: no coded head: {reason}", hint="use a prefix head")
     if entry.guard is not None and entry.guard.needs_exchangeability and not site.exchangeable:
         raise PassError(f"{at}: {entry.guard} needs exchangeable terms: {site.reason}", hint="use Calibrated or Bound")

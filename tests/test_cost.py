@@ -202,6 +202,16 @@ def test_a_principal_head_by_hand() -> None:
     assert float(work) == 2 * 3 * (2 * 54) + 2 * 3 * 20 + 0.5 * DENSE["fc"]
 
 
+def test_a_coded_head_by_hand() -> None:
+    """Every multiply-add once in 8 bits, at a quarter, and again for who goes on."""
+    gm, sites = _sites()
+    work, overhead = site_cost(gm, sites["conv"], "coded", (4,), Calibrated()).at((0.25,))
+    assert float(work) == DENSE["conv"] * (0.25 + 0.25)
+    assert overhead == OUTPUTS["conv"]
+    _, overhead = site_cost(gm, sites["conv"], "coded", (4,), Calibrated(), (2, 2)).at((0.25,))
+    assert overhead == 3 * OUTPUTS["conv"]
+
+
 def test_costs_are_expressions_in_the_batch_and_in_what_is_alive() -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     gm = capture(Sites().eval(), (torch.randn(3, 4, 6, 6),), dynamic_shapes={"x": {0: batch}})

@@ -96,6 +96,7 @@ def test_what_each_rule_claims_and_needs() -> None:
     assert {rule for rule in rules if rule.needs_exchangeability} == {Threshold, StatsTest, FinitePopulation}
     assert {rule for rule in rules if rule.needs_squares} == {StatsTest, FinitePopulation}
     assert {rule for rule in rules if "principal" in rule.heads} == {Calibrated, Bound}
+    assert {rule for rule in rules if "coded" in rule.heads} == {Calibrated}
     assert {rule.__name__: rule.min_seen for rule in rules if rule.min_seen > 1} == {"FinitePopulation": 2}
 
 

@@ -15,7 +15,7 @@ from exprune_fx.calibration.fit import fit_thresholds
 from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.graph.edits import tensor_at
-from exprune_fx.guards import Calibrated, HeadKind
+from exprune_fx.guards import Calibrated
 from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.plan import Plan, SitePlan
 from exprune_fx.sites import find_sites
@@ -51,8 +51,7 @@ def _refitted(graph: Prepared, data: Data, before: Plan, entry: SitePlan) -> Sit
     site = next(site for site in find_sites(gm, symmetries(gm)) if site.name == entry.site)
     weight = tensor_at(gm, site.weight).detach()
     down, lift = (None if array is None else array.tensor().to(weight.dtype) for array in (entry.down, entry.lift))
-    head: HeadKind = "prefix" if entry.head == "prefix" else "principal"
-    candidate = Candidate(site, head, entry.stages, entry.guard, weight, down, lift)
+    candidate = Candidate(site, entry.looks_at, entry.stages, entry.guard, weight, down, lift)
     thresholds = fit_thresholds(data, gm, [candidate])
     (outcome,) = count_outcomes(data, gm, [candidate], thresholds).values()
     return staged_entry(outcome, thresholds, f"{entry.reason}; thresholds on staged inputs")

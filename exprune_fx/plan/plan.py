@@ -18,8 +18,9 @@ from exprune_fx.plan.timing import SiteTiming
 from exprune_fx.sites import Site
 
 FORMAT = "exprune-plan"
-FORMAT_VERSION = 4
-_READ_VERSIONS = (1, 2, 3, 4)  # version 1 knew no timings and no machine, 2 no prediction heads, 3 no rivals in windows
+FORMAT_VERSION = 5
+# version 1 knew no timings and no machine, 2 no prediction heads, 3 no rivals in windows, 4 no coded heads
+_READ_VERSIONS = (1, 2, 3, 4, 5)
 
 Objective = Literal["flops", "latency"]
 

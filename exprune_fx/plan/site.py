@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from exprune_fx.errors import PlanError
-from exprune_fx.guards import Calibrated, Guard, guard_from_dict
+from exprune_fx.guards import Calibrated, Guard, HeadKind, guard_from_dict
+from exprune_fx.ops import coded
 from exprune_fx.plan.array import AGAIN, Array
 from exprune_fx.plan.timing import SiteTiming
 
-Head = Literal["prefix", "principal", "none", "dense"]
+Head = Literal["prefix", "principal", "coded", "none", "dense"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class SitePlan:
             skip those that are zero (in lowered graphs only, and exact); "dense" leaves the site alone.
         reason: why this was chosen, in words.
         guard: the stop rule; None when nothing is tested.
-        stages: terms seen at each test, increasing, below K (prefix), or the rank (principal).
+        stages: terms seen at each test, increasing, below K (prefix); or the rank (principal); or K (coded, which sees
+            all terms in 8 bits).
         thresholds: [stages, out], for Calibrated.
         down: [r, K], the principal basis, for a principal head.
         lift: [K, r], back from the basis: the head's second factor is ``weight @ lift``.
@@ -54,7 +56,14 @@ class SitePlan:
     @property
     def is_staged(self) -> bool:
         """Whether a guard stops neurons of this site."""
-        return self.head in ("prefix", "principal")
+        return self.head in get_args(HeadKind)
+
+    @property
+    def looks_at(self) -> HeadKind:
+        """The head of an entry that is staged."""
+        assert self.head != "none"
+        assert self.head != "dense"
+        return self.head
 
     def __post_init__(self) -> None:
         """Refuses what no site could be rewritten by."""
@@ -81,6 +90,14 @@ class SitePlan:
         self._check_margins(at)
         if self.head == "principal" and (self.down is None or self.lift is None or len(self.stages) != 1):
             raise PlanError(f"{at}: a principal head needs its basis and exactly one rank", hint=AGAIN)
+        if self.head == "coded":
+            self._check_coded(at)
+
+    def _check_coded(self, at: str) -> None:
+        if reason := coded.obstacle(self.weight_shape, groups=1):
+            raise PlanError(f"{at}: no coded head: {reason}", hint="use a prefix head")
+        if self.stages != self.weight_shape[1:2]:
+            raise PlanError(f"{at}: a coded head sees all terms, stages are {list(self.stages)}", hint=AGAIN)
 
     def _check_margins(self, at: str) -> None:
         if self.margins is None and not self.window:

@@ -31,7 +31,9 @@ class ReadableSite:
         activation: what the pre-activation meets.
         down: the node of a principal head's first factor, or None.
         up: the node of its second factor, or None.
-        stages: terms seen at each test, or the rank.
+        codes: the node of a coded head's codes, or None.
+        scales: the node of their scales, or None.
+        stages: terms seen at each test, or the rank, or all terms of a coded head.
         block: input features in one term (1 where the guard does not count terms).
         guard: the stop rule as the fused operators name it.
         number: its threshold or quantile; 0 where it has none.
@@ -48,6 +50,8 @@ class ReadableSite:
     activation: str
     down: fx.Node | None = None
     up: fx.Node | None = None
+    codes: fx.Node | None = None
+    scales: fx.Node | None = None
     stages: tuple[int, ...] = ()
     block: int = 1
     guard: str = "none"
@@ -59,6 +63,11 @@ class ReadableSite:
     def is_linear(self) -> bool:
         """A linear layer, not a convolution."""
         return not self.geometry
+
+    @property
+    def has_prefix(self) -> bool:
+        """Its head sums the first terms."""
+        return self.down is None and self.codes is None
 
 
 def read_site(finish: fx.Node) -> ReadableSite | None:
@@ -75,7 +84,7 @@ def read_site(finish: fx.Node) -> ReadableSite | None:
         return None
     site = ReadableSite(finish, x, weight, _node_or_none(bias), _node_or_none(residual), geometry, str(activation))
     guards = _guards(stopped)
-    head = _principal(site, guards) if partial is None else _prefix(site, guards, partial, start)
+    head = _prefix(site, guards, partial, start) if partial is not None else _estimate(site, guards)
     return None if head is None else _with_guard(head, guards)
 
 
@@ -119,17 +128,28 @@ def _prefix(site: ReadableSite, guards: list[fx.Node], last: object, start: obje
     return replace(site, stages=tuple(stages)) if stages[-1] == start else None
 
 
-def _principal(site: ReadableSite, guards: list[fx.Node]) -> ReadableSite | None:
-    target = exprune.principal_linear.default if site.is_linear else exprune.principal_conv.default
+def _estimate(site: ReadableSite, guards: list[fx.Node]) -> ReadableSite | None:
+    """A head behind which survivors are computed from nothing, if it reads the site's input as the site does."""
     head = guards[0].args[0] if len(guards) == 1 else None
-    if not isinstance(head, fx.Node) or not is_call(head, target):
+    if not isinstance(head, fx.Node) or not is_call(head, *_ESTIMATES[site.is_linear]):
         return None
-    x, down, up, *walk = head.args
+    x, first, second, *walk = head.args
     if x is not site.x or tuple(walk) != site.geometry[:3]:
         return None
-    if not (isinstance(down, fx.Node) and isinstance(up, fx.Node)):
+    if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
         return None
-    return replace(site, down=down, up=up, stages=(int(down.meta["val"].shape[0]),))
+    if not is_call(head, exprune.coded_conv.default):
+        return replace(site, down=first, up=second, stages=(int(first.meta["val"].shape[0]),))
+    shape = site.weight.meta["val"].shape
+    if first.meta["val"].shape != shape or first.op != "get_attr" or second.op != "get_attr":
+        return None
+    return replace(site, codes=first, scales=second, stages=(int(shape[1]),))
+
+
+_ESTIMATES = {
+    True: (exprune.principal_linear.default,),
+    False: (exprune.principal_conv.default, exprune.coded_conv.default),
+}  # of a linear layer, of a convolution
 
 
 # --- guards -----------------------------------------------------------------------------------------------------------
@@ -147,7 +167,7 @@ def _with_guard(site: ReadableSite, guards: list[fx.Node]) -> ReadableSite | Non
     rows = tuple(each.limits[0] for each in found if each is not None and each.limits)
     if any(each is not None and _numbers(each) != _numbers(first) for each in found):
         return None
-    stages = tuple(stage // first.block for stage in site.stages) if site.down is None else site.stages
+    stages = tuple(stage // first.block for stage in site.stages) if site.has_prefix else site.stages
     return replace(first, limits=rows, stages=stages)
 
 
@@ -170,7 +190,7 @@ def _counted(site: ReadableSite, guard: fx.Node, index: int, name: str) -> Reada
     if not (isinstance(seen, int) and isinstance(terms, int) and isinstance(number, int | float)):
         return None
     block, rest = divmod(int(site.weight.meta["val"].shape[1]), terms)
-    if rest or site.down is not None or seen * block != site.stages[index] or not _is_constant(site, constant):
+    if rest or not site.has_prefix or seen * block != site.stages[index] or not _is_constant(site, constant):
         return None
     if not site.is_linear and block != 1:
         return None
@@ -230,11 +250,11 @@ def _stopped_before(guard: fx.Node, index: int) -> object:
 
 def _bound(site: ReadableSite, guard: fx.Node, index: int) -> ReadableSite | None:
     _, constant, rest, rest_input, whole, whole_input, elements = guard.args
-    first = site.stages[index] if site.down is None else 0
+    first = site.stages[index] if site.has_prefix else 0
     weight = site.weight.meta["val"]
     if not (isinstance(rest, fx.Node) and isinstance(whole, fx.Node) and rest.op == whole.op == "get_attr"):
         return None
-    if not (_is_constant(site, constant) and elements == weight[0].numel()):
+    if not (_is_constant(site, constant) and elements == weight[0].numel()) or site.codes is not None:
         return None
     if not (_is_input_norm(site, rest_input, first) and _is_input_norm(site, whole_input, 0)):
         return None

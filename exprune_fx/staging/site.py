@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 from torch.fx.node import Argument
 
 from exprune_fx.graph.edits import replace_node
-from exprune_fx.guards import Bound
-from exprune_fx.ops import heads
+from exprune_fx.guards import Bound, HeadKind
+from exprune_fx.ops import coded, heads
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
 from exprune_fx.staging.emitter import STAGE_KEY, Emitter
@@ -35,8 +37,7 @@ def stage_site(gm: fx.GraphModule, site: Site, entry: SitePlan, nodes: dict[str,
         operator = torch.ops.exprune.constant_term.default
         constant = emit.call(operator, emit.bias, emit.residual, site.spatial_dims)
     whole = input_norm(emit, 0) if isinstance(entry.guard, Bound) else None
-    head = _prefix if entry.head == "prefix" else _principal
-    partial, stopped, start = head(emit, constant, whole)
+    partial, stopped, start = _HEADS[entry.looks_at](emit, constant, whole)
     finish = _finish(emit, partial, stopped, start)
     replace_node(gm, nodes[site.activation_node], finish)
     nodes[site.activation_node] = finish
@@ -76,6 +77,21 @@ def _principal(emit: Emitter, constant: fx.Node | None, whole: fx.Node | None) -
         "principal_{}", emit.x, emit.bind("principal_down", down), emit.bind("principal_up", up), *walk
     )
     return None, _stopped(emit, Known(0, partial, None, constant, (down, up), whole)), 0
+
+
+def _coded(emit: Emitter, constant: fx.Node | None, whole: fx.Node | None) -> Head:
+    """Every pre-activation estimated in 8 bits; survivors are computed from nothing."""
+    codes, scales = coded.codes_of(emit.weight)
+    tables = (emit.bind("codes", codes), emit.bind("code_scales", scales))
+    partial = emit.call(torch.ops.exprune.coded_conv.default, emit.x, *tables, *emit.geometry[:3])
+    return None, _stopped(emit, Known(0, partial, None, constant, None, whole)), 0
+
+
+_HEADS: dict[HeadKind, Callable[[Emitter, fx.Node | None, fx.Node | None], Head]] = {
+    "prefix": _prefix,
+    "principal": _principal,
+    "coded": _coded,
+}
 
 
 def _stopped(emit: Emitter, known: Known) -> fx.Node:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, StatsTest, Threshold
+from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, HeadKind, StatsTest, Threshold
+from exprune_fx.ops import coded as coded_heads
 from exprune_fx.plan import Array, Plan, SitePlan
 from exprune_fx.sites import Site, find_sites
 from tests.captures import captured_alike
@@ -89,10 +90,24 @@ def stages_of(site: Site, count: int) -> tuple[int, ...]:
     )
 
 
+def may_be_coded(site: Site) -> bool:
+    """Whether a coded head may look at it."""
+    return site.geometry is not None and not coded_heads.obstacle(site.weight_shape, site.geometry.groups)
+
+
 def plan_for(
-    gm: fx.GraphModule, guard: Guard, *, count: int = 2, threshold: float = 0.0, principal: bool = False
+    gm: fx.GraphModule,
+    guard: Guard,
+    *,
+    count: int = 2,
+    threshold: float = 0.0,
+    principal: bool = False,
+    coded: bool = False,
 ) -> Plan:
-    """A plan that stages every site that ``guard`` may stage; ``threshold`` is that of Calibrated for all neurons."""
+    """A plan that stages every site that ``guard`` may stage; ``threshold`` is that of Calibrated for all neurons.
+
+    ``coded`` heads are where they may be, prefixes elsewhere.
+    """
     entries = []
     for site in find_sites(gm):
         stages = stages_of(site, count)
@@ -101,7 +116,10 @@ def plan_for(
             entries.append(SitePlan(site.name, site.weight_shape, reason="not for this guard"))
             continue
         down = lift = None
-        if principal:
+        head: HeadKind = "principal" if principal else "prefix"
+        if coded and may_be_coded(site):
+            head, stages = "coded", (site.terms,)
+        if head == "principal":
             width = site.weight_shape[1]
             rank = max(2, width // 4)
             rotation = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(3)))[0]
@@ -111,7 +129,7 @@ def plan_for(
             SitePlan(
                 site.name,
                 site.weight_shape,
-                head="principal" if principal else "prefix",
+                head=head,
                 guard=guard,
                 stages=stages,
                 thresholds=Array.of(thresholds) if isinstance(guard, Calibrated) else None,

@@ -67,6 +67,61 @@ def forward(
 """
 
 
+GOLDEN_CODED = """\
+def forward(
+    x,  # f64[s0, 4, 5, 5]
+):
+    conv_weight = self.conv.weight  # f64[6, 4, 3, 3]
+    conv_bias = self.conv.bias  # f64[6]
+    exprune_conv_codes = self.exprune.conv.codes  # i8[6, 4, 3, 3]
+    exprune_conv_code_scales = self.exprune.conv.code_scales  # f32[6]
+    exprune_conv_thresholds_0 = self.exprune.conv.thresholds_0  # f64[6, 1, 1]
+    constant_term = exprune.constant_term(conv_bias, None, 2)  # f64[6, 1, 1] conv
+    coded_conv = exprune.coded_conv(x, exprune_conv_codes, exprune_conv_code_scales, [1, 1], [1, 1], [1, 1])  # f64[s0, 6, 5, 5] conv
+    guard_calibrated = exprune.guard_calibrated(coded_conv, constant_term, exprune_conv_thresholds_0)  # b8[s0, 6, 5, 5] conv
+    finish_conv_relu = exprune.finish_conv_relu(x, conv_weight, conv_bias, None, None, guard_calibrated, [1, 1], [1, 1], [1, 1], 1, 0, 'relu')  # f64[s0, 6, 5, 5] conv
+    return finish_conv_relu
+"""
+
+
+class OneConv(nn.Module):
+    """One convolution that a coded head may look at, unless it is grouped or has other channels."""
+
+    def __init__(self, channels: int = 4, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x).relu()
+        return y
+
+
+def test_golden_coded() -> None:
+    gm = normalise(captured(randomised(OneConv()), 4, 5, 5)[0])
+    result = StageSitesPass(plan_for(gm, Calibrated(0.1), coded=True))(gm)
+    assert result.edits == 1
+    assert python_text(result.graph_module) == GOLDEN_CODED
+
+
+@pytest.mark.parametrize(("threshold", "zero"), [(-math.inf, False), (math.inf, True)])
+def test_behind_a_coded_head_all_are_dense_or_none(threshold: float, zero: bool) -> None:
+    gm, x = captured(randomised(ResidualNet()), 3, 8, 8)
+    gm = normalise(gm)
+    plan = plan_for(gm, Calibrated(0.1), threshold=threshold, coded=True)
+    assert [entry.head for entry in plan.sites] == ["prefix", "coded", "coded", "prefix"]
+    staged = StageSitesPass(plan)(gm).graph_module
+    expected = gm.get_parameter("fc2.bias").expand(5, 5) if zero else gm(x)
+    torch.testing.assert_close(staged(x), expected, rtol=1e-10, atol=1e-10)  # float64 sums in another order
+
+
+def test_a_coded_head_over_a_grouped_convolution_is_refused() -> None:
+    gm = normalise(captured(randomised(OneConv(8, groups=2)), 8, 5, 5)[0])
+    thresholds = Array.of(torch.zeros(1, 6))
+    plan = Plan((SitePlan("conv", (6, 4, 3, 3), "coded", "", Calibrated(0.1), (4,), thresholds),))
+    with pytest.raises(PassError, match="'conv': no coded head: its convolution is grouped"):
+        StageSitesPass(plan)(gm)
+
+
 def _squared() -> torch.fx.GraphModule:
     return normalise(captured(randomised(SquaredNet()), 6)[0])
 

@@ -71,7 +71,7 @@ def _entries(draw: st.DrawFn) -> SitePlan:
     out, terms = draw(st.integers(1, 5)), draw(st.integers(3, 20))
     reason, removed = draw(st.text()), draw(st.floats(-1, 1))
     site, shape = draw(st.text(min_size=1)), (out, terms)
-    heads: list[Head] = ["dense", "none", "prefix", "principal"]
+    heads: list[Head] = ["dense", "none", "prefix", "principal", "coded"]
     head = draw(st.sampled_from(heads))
     if head in ("dense", "none"):
         return SitePlan(site, shape, head, reason, fraction_removed=removed, timing=draw(st.none() | TIMINGS))
@@ -81,6 +81,10 @@ def _entries(draw: st.DrawFn) -> SitePlan:
         thresholds = Array.of(torch.randn(1, out))
         looks: Guard = draw(st.sampled_from([Bound(), Calibrated(0.1)]))
         return SitePlan(site, shape, "principal", reason, looks, (rank,), thresholds, down, lift, (0.5,))
+    if head == "coded":
+        images = (out, 4 * terms, 3, 3)
+        thresholds = Array.of(torch.randn(1, out))
+        return SitePlan(site, images, "coded", reason, Calibrated(0.1), (4 * terms,), thresholds)
     stages = tuple(sorted(draw(st.sets(st.integers(2, terms - 1), min_size=1, max_size=3))))
     guard: Guard = draw(st.sampled_from([Threshold(-0.5), StatsTest(0.1), FinitePopulation(0.1), Bound()]))
     alive = tuple(draw(FRACTIONS) for _ in stages)
@@ -143,7 +147,7 @@ def test_a_saved_plan_loads(tmp_path: Path) -> None:
     plan.save(path)
     assert Plan.load(path) == plan
     assert Plan.load(str(path)) == plan
-    assert json.loads(path.read_text())["version"] == 4
+    assert json.loads(path.read_text())["version"] == 5
     assert os.listdir(tmp_path) == ["plan.json"], "nothing else is left behind"
 
 
@@ -189,7 +193,7 @@ def test_what_is_no_plan_is_refused(data: object) -> None:
         Plan.from_dict(data)
 
 
-@pytest.mark.parametrize("version", [0, 5, None, "1"])
+@pytest.mark.parametrize("version", [0, 6, None, "1"])
 def test_another_version_is_refused(version: object) -> None:
     with pytest.raises(PlanError, match=rf"format version {version!r}, this library reads 1"):
         Plan.from_dict({**Plan().to_dict(), "version": version})
@@ -202,6 +206,11 @@ def test_a_file_of_the_first_version_is_read() -> None:
     for entry in data["sites"]:
         del entry["timing"], entry["margins"], entry["window"]
     assert Plan.from_dict(data) == plan
+
+
+def test_a_file_from_before_coded_heads_is_read() -> None:
+    plan = Plan((_calibrated(), _rivals(site="conv")))
+    assert Plan.from_dict({**plan.to_dict(), "version": 4}) == plan
 
 
 def _rivals(**changes: Any) -> SitePlan:
@@ -326,6 +335,32 @@ def test_an_impossible_entry_is_refused(change: dict[str, Any], message: str) ->
         replace(_calibrated(), **change)
     assert "'fc'" in str(caught.value)
     assert "[4, 8]" in str(caught.value)
+
+
+def _coded(**changes: Any) -> SitePlan:
+    thresholds = Array.of(torch.tensor([[0.1, -1.5, -torch.inf]]))
+    entry = SitePlan("conv", (3, 8, 3, 3), "coded", "pays", Calibrated(0.02), (8,), thresholds)
+    return replace(entry, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guard": Bound(), "thresholds": None}, r"Bound\(\) cannot look at a coded head"),
+        ({"stages": (4,)}, r"a coded head sees all terms, stages are \[4\]"),
+        ({"stages": (4, 8), "thresholds": Array.of(torch.zeros(2, 3))}, r"sees all terms, stages are \[4, 8\]"),
+        ({"weight_shape": (3, 8)}, "no coded head: it is no two-dimensional convolution"),
+        ({"weight_shape": (3, 6, 3, 3), "stages": (6,)}, "6 input channels are no multiple of 4"),
+        ({"weight_shape": (3, 8000, 3, 3), "stages": (8000,)}, "72000 products may leave 32 bits"),
+        ({"thresholds": None}, r"thresholds have shape None, not \[1, 3\]"),
+    ],
+)
+def test_an_impossible_coded_entry_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert _coded().is_staged
+    assert _coded().looks_at == "coded"
+    with pytest.raises(PlanError, match=message) as caught:
+        _coded(**changes)
+    assert "'conv'" in str(caught.value)
 
 
 # --- which model it is for --------------------------------------------------------------------------------------------
