@@ -18,14 +18,15 @@ KEYS = {
     "seconds": "median seconds a call, by column; all columns interleaved in one run",
     "spread": "first and third quartile of the same samples",
     "best_dense": "the fastest of the dense columns that are not wrong",
-    "column_errors": "norm of a compiled column's error over the norm of its outputs: dense columns against eager, "
-    "ours/* against the same graph uncompiled",
-    "wrong": "columns that do not compute what was compiled; they count neither as dense nor as ours",
+    "column_errors": "norm of a column's error over the norm of its outputs: dense columns against eager, ours/* "
+    "against the readable staged form, uncompiled",
+    "wrong": "columns that compute something else; they count neither as dense nor as ours",
     "ratio": "seconds[best_dense] / seconds[ours]: above 1 ours is faster",
     "ratio_spread": "first and third quartile of the same ratio taken round by round",
     "staged_seconds": "median of the staged form where the clock left the site dense, so that ours is dense; else null",
     "staged_ratio": "seconds[best_dense] / staged_seconds",
-    "ours_inner": "the inner compiler's setting under which ours was fastest; ours_inner_seconds has all three",
+    "ours_inner": "how ours was fastest: eager is the transformed graph called as any module, without torch.compile, "
+    "else the inner compiler's setting; ours_inner_seconds has all four",
     "sites": "of ours: fused (native kernels), readable (staged, but computed densely), dense (left as they are)",
     "decisions": "by site, what the plan decided and why",
     "max_error": "largest difference of an output from the eager dense model's, in float32",

@@ -26,8 +26,8 @@ class Row:
         batch: examples in one call.
         threads: of torch.
         timings: by column.
-        ours_inner: the inner setting under which ours was fastest.
-        ours_inner_seconds: median of ours under each.
+        ours_inner: the inner setting under which ours was fastest, or "eager": called without torch.compile.
+        ours_inner_seconds: median of ours in each of these ways.
         sites: how many of ours are "fused" (native kernels), "readable" (staged, but computed densely), or "dense".
         decisions: by site, the plan's head, and why it was chosen.
         rounds: samples of each column.
@@ -37,7 +37,7 @@ class Row:
         kernel_error: largest difference from the readable staged form: what the fused operators alone add.
         output_scale: largest absolute dense output, for comparison.
         column_errors: of each column's outputs, as a share of their norm: dense columns against eager mode, ours
-            against the same graph uncompiled.
+            against its readable form.
         touched: FLOPs and bytes a call, stopped and zero shares, counted on the timed inputs.
         bandwidth_ceiling_gb_per_s: of a large read on this machine.
         matmul_ceiling_gflop_per_s: of a large matrix product in this dtype; None if it was not measured.
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """Columns whose outputs are not those of the graph that was compiled: their times are of no use."""
+        """Columns whose outputs are not those of the model, or of the staged form: their times are of no use."""
         return tuple(name for name, error in self.column_errors.items() if not error <= WRONG[self.dtype])
 
     @property

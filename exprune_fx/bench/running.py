@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from exprune_fx.bench.columns import DENSE, OURS, STAGED
+from exprune_fx.bench.columns import DENSE, OURS, STAGED, UNCOMPILED, WAYS
 from exprune_fx.bench.machine import Machine, name_of
 from exprune_fx.bench.rows import WRONG, Row
 from exprune_fx.bench.subject import HeldOut, Say, Subject
@@ -19,7 +19,7 @@ from exprune_fx.bench.timing import Interleaved, Schedule, Timing, interleave
 from exprune_fx.bench.touched import count_touched
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.whole import settle
-from exprune_fx.compiling import INNER, Runnable, compiled
+from exprune_fx.compiling import Runnable, compiled
 from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
 from exprune_fx.pipeline import record_of, transform
@@ -50,18 +50,19 @@ def run_subject(
     """
     say("transform")
     plan = _kept(subject, say) if lower else subject.plan
+    plans = {OURS: plan} | ({STAGED: subject.plan} if plan is not subject.plan else {})
+    forms = {form: transform(subject.gm, each, lower=lower) for form, each in plans.items()}
     readable = transform(subject.gm, plan, lower=False)
-    forms = {OURS: transform(subject.gm, plan, lower=lower)}
-    if plan is not subject.plan:
-        forms[STAGED] = transform(subject.gm, subject.plan, lower=lower)
     ours = forms[OURS]
     touched = count_touched(readable, subject.inputs)
     timed, outputs = _time(subject, forms, schedule, say)
-    uncompiled = {form: _outputs(graph, subject) for form, graph in forms.items()} | {"": outputs["eager"]}
-    errors = {name: relative_error(values, uncompiled[name.rpartition("/")[0]]) for name, values in outputs.items()}
+    dense = outputs[UNCOMPILED]
+    right = {"": dense, OURS: _outputs(readable, subject)}
+    if STAGED in forms:
+        right[STAGED] = _outputs(transform(subject.gm, subject.plan, lower=False), subject)
+    errors = {name: relative_error(values, right[name.rpartition("/")[0]]) for name, values in outputs.items()}
     wrong = WRONG[name_of(subject.dtype)]
     inner, times, inner_times = best_inner(timed, errors, wrong)
-    dense = outputs["eager"]
     got = outputs[f"{OURS}/{inner}"]
     proved = all(isinstance(entry.guard, Bound) for entry in plan.staged)
     proved &= all(entry.guard.claim == "proved" for entry in plan.staged_heads)
@@ -80,12 +81,12 @@ def run_subject(
         sites=count_forms(ours),
         decisions={entry.site: _decision(entry) for entry in plan.sites}
         | {entry.head: f"{entry.guard}: {entry.reason}" for entry in plan.heads},
-        staged_s=min(best_inner(timed, errors, wrong, STAGED)[2].values()) if STAGED in forms else None,
+        staged_s=best_inner(timed, errors, wrong, STAGED)[1][OURS].median if STAGED in forms else None,
         rounds=timed.rounds,
         calls=timed.calls,
         max_error=largest_difference(got, dense),
         error_kind="rounding" if proved or touched.stopped_fraction == 0 else "stopping",
-        kernel_error=largest_difference(got, _outputs(readable, subject)),
+        kernel_error=largest_difference(got, right[OURS]),
         output_scale=max((float(value.abs().max()) for value in dense if value.numel()), default=0.0),
         column_errors=errors,
         touched=touched,
@@ -126,23 +127,23 @@ def _time(
 def best_inner(
     timed: Interleaved, errors: Mapping[str, float], wrong: float, form: str = OURS
 ) -> tuple[str, dict[str, Timing], dict[str, float]]:
-    """The fastest of ours: its inner setting, all columns with it as ``ours``, and the medians of all of ours.
+    """The fastest of ours: its way, all columns with it as ``ours``, and the medians of all of ours.
 
     Args:
-        timed: with a column ``<form>/<inner>`` for each inner setting.
+        timed: with a column ``<form>/<inner>`` for each of `WAYS`.
         errors: by the same names; one with an error above ``wrong`` is out.
         wrong: share of the outputs' norm.
         form: OURS, or STAGED.
 
     Raises:
-        ExpruneError: under no inner setting are the outputs right.
+        ExpruneError: in none of these ways are the outputs right.
     """
-    ours = {inner: timed.columns[f"{form}/{inner}"] for inner in INNER}
+    ours = {inner: timed.columns[f"{form}/{inner}"] for inner in WAYS}
     right = [inner for inner in ours if errors[f"{form}/{inner}"] <= wrong]
     if not right:
         found = ", ".join(f"{inner} {errors[f'{form}/{inner}']:.1g}" for inner in ours)
         raise ExpruneError(
-            f"the compiled staged graph computes something else than the same graph uncompiled: errors {found}",
+            f"the staged graph computes something else than its readable form: errors {found}",
             hint="this is a bug, of the fused operators or of torch.compile",
         )
     inner = min(right, key=lambda name: ours[name].median)
@@ -166,15 +167,16 @@ def count_forms(gm: fx.GraphModule) -> dict[str, int]:
 
 
 def _columns(subject: Subject, forms: Mapping[str, fx.GraphModule], say: Say) -> list[Runnable]:
-    example = subject.inputs[0]
-    columns = [Runnable("eager", subject.model)]
-    wanted: Mapping[str, tuple[nn.Module, str]] = {
-        **{inner: (subject.model, inner) for inner in INNER},
-        **{f"{form}/{inner}": (graph, inner) for form, graph in forms.items() for inner in INNER},
-    }
-    for name, (model, inner) in wanted.items():
-        say(f"compiling {name}")
-        columns.append(compiled(model, name, inner, example))
+    models: dict[str, nn.Module] = {"": subject.model} | {f"{form}/": graph for form, graph in forms.items()}
+    columns = []
+    for prefix, model in models.items():
+        for way in WAYS:
+            name = f"{prefix}{way}"
+            if way == UNCOMPILED:
+                columns.append(Runnable(name, model))
+                continue
+            say(f"compiling {name}")
+            columns.append(compiled(model, name, way, subject.inputs[0]))
     return columns
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from exprune_fx.bench.columns import COLUMNS, OURS
+from exprune_fx.bench.columns import COLUMNS, OURS, UNCOMPILED
 from exprune_fx.bench.machine import Machine
-from exprune_fx.bench.record import summarise
+from exprune_fx.bench.record import row_label, summarise
 from exprune_fx.bench.rows import Row
 from exprune_fx.report.layout import Cell, Section, Table, columns, percent_text
 
@@ -18,7 +18,8 @@ _TIMES_NOTE = (
     "Batch: dtype x examples in a call. Times: median of a call, all columns interleaved in one run; the best dense "
     "column is marked *, one that computes wrong outputs !. Ratio: that column over ours, above 1 ours is faster; "
     "quartiles: of that ratio, round by round. Freezing, autotune: torch.compile with parameters frozen, and "
-    "max_autotune on top; ours: the graph that is kept under the best of the same three settings."
+    "max_autotune on top; ours: the graph that is kept, in the best of the same four ways: a transformed graph is an "
+    "ordinary module, which can be called without torch.compile."
 )
 _TOUCHED_NOTE = (
     "Stopped: share of the staged sites' neurons. FLOPs, time: share saved; FLOPs are counted, tests included, time is "
@@ -49,8 +50,14 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         Section("What was touched", (_TOUCHED_NOTE,), _touched(rows)),
         *_left_dense(rows),
         *_accuracies(rows),
-        Section("Summary", (summarise(rows).text(), *_unlowered(rows))),
+        Section("Summary", (summarise(rows).text(), *_uncompiled(rows), *_unlowered(rows))),
     ]
+
+
+def _uncompiled(rows: Sequence[Row]) -> list[str]:
+    """Whose time is that of a call without torch.compile: who compiles such a graph makes it slower."""
+    called = [row_label(row) for row in rows if row.ours_inner == UNCOMPILED]
+    return [f"Ours is fastest called as it is, without torch.compile: {', '.join(called)}."] if called else []
 
 
 def _unlowered(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from exprune_fx.bench import micro
-from exprune_fx.bench.columns import COLUMNS
+from exprune_fx.bench.columns import COLUMNS, WAYS
 from exprune_fx.cli.app import app
 
 
@@ -37,6 +37,9 @@ def test_a_quick_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["ratio"] == pytest.approx(row["seconds"][row["best_dense"]] / row["seconds"]["ours"])
     assert row["stopped_fraction"] == pytest.approx(0.65, abs=0.01)
     assert row["kernel_error"] < 1e-4  # sums of 144 float32 products of order 1, in another order
+    assert set(row["ours_inner_seconds"]) == set(WAYS)
+    assert row["ours_inner_seconds"][row["ours_inner"]] == row["seconds"]["ours"]
+    assert {f"ours/{way}" for way in WAYS} <= set(row["column_errors"])
     assert data["settings"]["quick"] is True
     assert data["machine"]["copy_gb_per_s"] > 0
     for text in ("1 threads", "conv_16x4x4_prefix", f"{row['ratio']:.2f}x", "geometric mean"):
