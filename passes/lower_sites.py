@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
@@ -20,7 +20,9 @@ from exprune_fx.graph.edits import (
     set_tensor,
     tensor_at,
 )
+from exprune_fx.ops.coded import numbers_of
 from exprune_fx.ops.native.fake import MOST_RIVALS
+from exprune_fx.ops.native.fake_coded import MOST_CODED_RIVALS
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
 from exprune_fx.staging.arguments import in_order
@@ -77,8 +79,8 @@ def obstacle(site: ReadableSite) -> str:
     dimensions = site.weight.meta["val"].dim() - 2
     if dimensions != 2:
         return f"no kernel convolves in {dimensions} dimensions"
-    if math.prod(site.window) > MOST_RIVALS:
-        return f"no kernel holds windows of {math.prod(site.window)} rivals"
+    if (rivals := math.prod(site.window)) > (MOST_RIVALS if site.codes is None else MOST_CODED_RIVALS):
+        return f"no kernel holds windows of {rivals} rivals" + ("" if site.codes is None else " behind a coded head")
     return "" if site.geometry[3] == 1 else "its convolution is grouped"
 
 
@@ -87,7 +89,8 @@ def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
     target = (operators.staged_linear_relu if site.is_linear else operators.staged_conv2d_relu).default
     walk = dict(zip(("stride", "padding", "dilation", "groups"), site.geometry, strict=not site.is_linear))
     lists = {"stages": list(site.stages), "window": list(site.window) or None}
-    given = {**vars(site), **walk, **lists, "limits": _limits(gm, site)}
+    tables = {"limits": _limits(gm, site), "code_numbers": _code_numbers(gm, site)}
+    given = {**vars(site), **walk, **lists, **tables}
     made = insert_call(gm, target, in_order(target, given), like=site.finish, made_by=made_by, before=site.finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
     replace_node(gm, site.finish, made)
@@ -104,5 +107,17 @@ def _limits(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
     table = torch.stack(rows)
     if table.shape[1] == 1:
         table = table.squeeze(1)
+    return _table(gm, site, "limits", table)
+
+
+def _code_numbers(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
+    """What a kernel reads beside the codes of a coded head."""
+    if site.codes is None or site.scales is None:
+        return None
+    codes, scales = (tensor_at(gm, str(node.target)) for node in (site.codes, site.scales))
+    return _table(gm, site, "code_numbers", numbers_of(codes, scales))
+
+
+def _table(gm: fx.GraphModule, site: ReadableSite, what: str, table: Tensor) -> fx.Node:
     path = site.finish.meta[SITE_KEY].replace(".", "_").replace("#", "_")
-    return set_tensor(gm, fresh_name(gm, f"exprune.{path}.limits"), table)
+    return set_tensor(gm, fresh_name(gm, f"exprune.{path}.{what}"), table)

@@ -25,9 +25,9 @@ LARGE_BYTES = 2**20  # what is smaller stays in a cache from one call to the nex
 class PackWeightsPass:
     """Rebinds weights to equal tensors in another memory layout: shapes and values are as before.
 
-    A convolution's weight (and its head's second factor) becomes channels-last, a feed-forward's second weight is
-    stored by its columns. A tensor that has its layout already is not copied, one that several nodes read is copied
-    once; where two fused operators want one weight in two layouts, the later one gets a tensor of its own.
+    A convolution's weight (and its head's second factor, or codes) becomes channels-last, a feed-forward's second
+    weight is stored by its columns. A tensor that has its layout already is not copied, one that several nodes read is
+    copied once; where two fused operators want one weight in two layouts, the later one gets a tensor of its own.
 
     The columns that the first stage of a large linear weight reads are stored once more in rows of their own: read in
     one stream, they cost half as much as short pieces of long rows. Not where the site has codes: these are such rows.
@@ -97,7 +97,7 @@ class _Wish:
 _FIRST = {"weight": layout.ROWS}
 _SECOND = {"weight_out": layout.COLUMNS}
 _WANTED = {
-    "exprune::staged_conv2d_relu": {"weight": layout.CHANNELS_LAST, "up": layout.CHANNELS_LAST},
+    "exprune::staged_conv2d_relu": dict.fromkeys(("weight", "up", "codes"), layout.CHANNELS_LAST),
     "exprune::staged_linear_relu": _FIRST,
     "exprune::staged_ffn": _FIRST | _SECOND,
     "exprune::staged_gated_ffn": _FIRST | {"weight_value": layout.ROWS} | _SECOND,

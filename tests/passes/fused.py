@@ -18,7 +18,8 @@ _CODES = "Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None
 _WALK = "int[] stride, int[] padding, int[] dilation, int groups"
 SCHEMAS = {
     "staged_linear_relu": f"{_SITE}, Tensor? residual, {_HEAD}, int block, {_RULE}, str activation, {_CODES}",
-    "staged_conv2d_relu": f"{_SITE}, Tensor? residual, {_HEAD}, {_RULE}, {_WALK}, str activation",
+    "staged_conv2d_relu": f"{_SITE}, Tensor? residual, {_HEAD}, {_RULE}, {_WALK}, str activation, "
+    "int[]? window=None, Tensor? codes=None, Tensor? code_numbers=None",
     "staged_ffn": (
         f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out, {_CODES}"
     ),
@@ -42,6 +43,7 @@ def _decide(
     limits: Any,
     walk: Any,
     first: Any,
+    window: Any = None,
 ) -> Any:
     """One stage's guard, by the reference rules."""
     seen, terms = stop // block, weight.shape[1] // block
@@ -53,6 +55,10 @@ def _decide(
     shape = [-1, *[1] * (weight.dim() - 2)]
     if guard == "calibrated":
         return reference.guard_calibrated(partial, constant, limits.reshape(shape))
+    if guard == "pooled":
+        assert first == 0, "stand-ins know rivals at one stage only"
+        thresholds, margins = (row.reshape(shape) for row in limits)
+        return reference.guard_pooled(partial, constant, thresholds, margins, list(window))
     rest, whole = (row.reshape(shape) for row in limits)
     last = weight.shape[1]
     if walk:
@@ -78,6 +84,9 @@ def _site(
     limits: Any,
     walk: Any,
     activation: Any,
+    window: Any = None,
+    codes: Any = None,
+    code_numbers: Any = None,
 ) -> Any:
     """The reference chain of one site: head, guards, finish."""
     kind, dims = ("conv", weight.dim() - 2) if walk else ("linear", 0)
@@ -85,11 +94,13 @@ def _site(
     finish = getattr(reference, f"finish_{kind}_relu")
     partial = squares = stopped = None
     start = 0
-    if down is not None:
-        partial = getattr(reference, f"principal_{kind}")(x, down, up, *walk[:3])
-        stopped = _decide(
-            x, weight, partial, None, constant, 1, 1, guard, number, None if limits is None else limits[0], walk, 0
-        )
+    if down is not None or codes is not None:
+        if codes is None:
+            partial = getattr(reference, f"principal_{kind}")(x, down, up, *walk[:3])
+        else:
+            partial = reference.coded_conv(x, codes, code_numbers[0], *walk[:3])
+        row = None if limits is None else limits[0]
+        stopped = _decide(x, weight, partial, None, constant, 1, 1, guard, number, row, walk, 0, window)
         return finish(x, weight, bias, residual, None, stopped, *walk, 0, activation)
     for index, seen in enumerate(stages):
         stop = seen * block
@@ -138,8 +149,8 @@ def _staged_conv2d_relu(
     limits: Any,
     *more: Any,
 ) -> Any:
-    *walk, activation = more
-    result = _site(x, weight, bias, residual, down, up, stages, 1, guard, number, limits, tuple(walk), activation)
+    walk, activation, tables = tuple(more[:4]), more[4], more[5:]
+    result = _site(x, weight, bias, residual, down, up, stages, 1, guard, number, limits, walk, activation, *tables)
     return result.contiguous(memory_format=torch.channels_last)
 
 

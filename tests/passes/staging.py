@@ -65,6 +65,18 @@ class SquaredNet(nn.Module):
         return out
 
 
+class OneConv(nn.Module):
+    """One convolution that a coded head may look at, unless it is grouped or has other channels."""
+
+    def __init__(self, channels: int = 4, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x).relu()
+        return y
+
+
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """Float64, eval mode, every parameter and statistic random: identity statistics would hide a forgotten fold."""
     generator = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor, fx, nn
 from exprune_fx.graph.edits import copy_graph_module, recompile
 from exprune_fx.graph.printing import python_text
 from exprune_fx.guards import Bound, Calibrated, Guard
+from exprune_fx.ops.coded import numbers_of
 from exprune_fx.passes.lower_sites import LowerSitesPass
 from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
 from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.pipeline import normalise
+from exprune_fx.plan import Array, Plan
 from exprune_fx.staging import KEPT_KEY, SITE_KEY
 from tests.captures import captured_alike
 from tests.passes.fused import need_operators
-from tests.passes.staging import EVERY_GUARD, GatedNet, ResidualNet, SquaredNet, plan_for, randomised
+from tests.passes.staging import EVERY_GUARD, GatedNet, OneConv, ResidualNet, SquaredNet, plan_for, randomised
 
 pytestmark = pytest.mark.usefixtures("_operators")
 
@@ -59,13 +62,21 @@ GOLDEN_CONVOLUTIONS = """\
 """
 
 
+GOLDEN_CODED = """\
+    staged_conv2d_relu_1 = exprune.staged_conv2d_relu(staged_conv2d_relu, conv1_folded_weight, conv1_folded_bias, None, None, None, [8], 'calibrated', 0.0, exprune_conv1_limits, [1, 1], [1, 1], [1, 1], 1, 'relu', None, exprune_conv1_codes, exprune_conv1_code_numbers)  # f32[s0, 8, 8, 8] conv1
+    staged_conv2d_relu_2 = exprune.staged_conv2d_relu(staged_conv2d_relu_1, conv2_folded_weight, conv2_folded_bias, staged_conv2d_relu, None, None, [8], 'calibrated', 0.0, exprune_conv2_limits, [1, 1], [1, 1], [1, 1], 1, 'relu', None, exprune_conv2_codes, exprune_conv2_code_numbers)  # f32[s0, 8, 8, 8] conv2
+"""
+
+
 def captured(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[fx.GraphModule, Tensor]:
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     return normalise(captured_alike(model.to(dtype), x, ({0: torch.export.Dim("batch")},))), x
 
 
-def staged(gm: fx.GraphModule, guard: Guard, *, count: int = 2, principal: bool = False) -> fx.GraphModule:
-    gm = StageSitesPass(plan_for(gm, guard, count=count, principal=principal))(gm).graph_module
+def staged(
+    gm: fx.GraphModule, guard: Guard, *, count: int = 2, principal: bool = False, coded: bool = False
+) -> fx.GraphModule:
+    gm = StageSitesPass(plan_for(gm, guard, count=count, principal=principal, coded=coded))(gm).graph_module
     return ReshapeViewsPass()(SkipGatedRowsPass()(gm).graph_module).graph_module
 
 
@@ -87,6 +98,58 @@ def test_golden_convolutions() -> None:
     result = LowerSitesPass()(staged(gm, Bound(), principal=True))
     assert result.edits == 4
     assert python_text(result.graph_module).endswith(GOLDEN_CONVOLUTIONS)
+
+
+def test_golden_coded() -> None:
+    gm, _ = captured(randomised(ResidualNet()), 3, 8, 8)
+    before = staged(gm, Calibrated(0.1), coded=True)
+    after = LowerSitesPass()(before).graph_module
+    assert GOLDEN_CODED in python_text(after)
+    codes, scales = (before.get_buffer(f"exprune.conv1.{name}") for name in ("codes", "code_scales"))
+    assert torch.equal(after.get_buffer("exprune.conv1.codes"), codes)
+    assert torch.equal(after.get_buffer("exprune.conv1.code_numbers"), numbers_of(codes, scales))
+    assert "exprune.conv1.code_scales" not in dict(after.named_buffers()), "the readable form's scales are gone"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5])
+def test_a_coded_head_stops_those_that_its_readable_form_stops(dtype: torch.dtype, threshold: float) -> None:
+    """Sums of integers are exact, so nothing is within rounding of a threshold: no survivor is lost, none is won."""
+    gm, _ = captured(randomised(OneConv(8)), 8, 9, 7, dtype=dtype)
+    before = StageSitesPass(plan_for(gm, Calibrated(0.1), threshold=threshold, coded=True))(gm).graph_module
+    after = LowerSitesPass()(before).graph_module
+    x = torch.randn(16, 8, 9, 7, generator=torch.Generator().manual_seed(2)).to(dtype)
+    x[5:] = x[5:].relu()
+    x[3, 2, 1, 4] = float("nan")
+    with torch.no_grad():
+        found, expected = after(x), before(x)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]  # a rounding of sums of 72 products of size one
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert bool((expected[:3] == 0).any())
+
+
+def test_rivals_behind_a_coded_head() -> None:
+    gm, x = captured(nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(), nn.MaxPool2d(2)), 8, 8, 8)
+    margins = Array.of(torch.rand(1, 6, generator=torch.Generator().manual_seed(0)) * 0.1)
+    plan = plan_for(gm, Calibrated(0.1), threshold=-0.1, coded=True)
+    (entry,) = plan.sites
+    before = StageSitesPass(Plan((replace(entry, margins=margins, window=(2, 2)),)))(gm).graph_module
+    after = LowerSitesPass()(before).graph_module
+    (call,) = _by_target(after, "staged_conv2d_relu")
+    assert call.args[15] == [2, 2]
+    with torch.no_grad():
+        torch.testing.assert_close(after(x), before(x), rtol=1e-5, atol=1e-5)  # sums of 72 products of size one
+
+
+def test_many_rivals_behind_a_coded_head_stay_readable() -> None:
+    gm, x = captured(nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(), nn.MaxPool2d(3)), 8, 8, 8)
+    (entry,) = plan_for(gm, Calibrated(0.1), coded=True).sites
+    margins = Array.of(torch.zeros(1, 6))
+    before = StageSitesPass(Plan((replace(entry, margins=margins, window=(3, 3)),)))(gm).graph_module
+    after = LowerSitesPass()(before).graph_module
+    kept = [node.meta[KEPT_KEY] for node in after.graph.nodes if KEPT_KEY in node.meta]
+    assert kept == ["no kernel holds windows of 9 rivals behind a coded head"]
+    assert torch.equal(after(x), before(x))
 
 
 def test_the_tables_of_limits_hold_the_numbers_of_all_stages() -> None:
@@ -239,6 +302,64 @@ def test_near_misses_stay_as_they_are(change: Callable[[fx.GraphModule], None]) 
         "its staged nodes are not the ones that staging writes"
     ]
     assert torch.equal(result.graph_module(x), changed(x))
+
+
+def _other_input_of_the_codes(gm: fx.GraphModule) -> None:
+    (head,) = _by_target(gm, "coded_conv")
+    with gm.graph.inserting_before(head):
+        other = gm.graph.call_function(torch.ops.aten.neg.default, (head.args[0],))
+    assert isinstance(head.args[0], fx.Node)
+    other.meta.update(val=head.args[0].meta["val"], module_path="conv")
+    _swap(head, 0, other)
+
+
+def _other_padding_of_the_codes(gm: fx.GraphModule) -> None:
+    _swap(_by_target(gm, "coded_conv")[0], 4, [2, 2])
+    _swap(_by_target(gm, "coded_conv")[0], 5, [2, 2])
+
+
+def _codes_computed_in_the_graph(gm: fx.GraphModule) -> None:
+    (head,) = _by_target(gm, "coded_conv")
+    with gm.graph.inserting_before(head):
+        other = gm.graph.call_function(torch.ops.aten.neg.default, (head.args[1],))
+    assert isinstance(head.args[1], fx.Node)
+    other.meta.update(val=head.args[1].meta["val"], module_path="conv")
+    _swap(head, 1, other)
+
+
+def _a_sum_to_go_on_from(gm: fx.GraphModule) -> None:
+    _swap(_by_target(gm, "finish_conv_relu")[0], 4, _by_target(gm, "coded_conv")[0])
+
+
+def _a_rule_that_counts_terms(gm: fx.GraphModule) -> None:
+    (guard,) = _by_target(gm, "guard_calibrated")
+    guard.target = torch.ops.exprune.guard_threshold.default
+    guard.args = (*guard.args[:2], 8, 8, 0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _other_input_of_the_codes,
+        _other_padding_of_the_codes,
+        _codes_computed_in_the_graph,
+        _a_sum_to_go_on_from,
+        _a_rule_that_counts_terms,
+    ],
+)
+def test_near_misses_of_a_coded_head_stay_as_they_are(change: Callable[[fx.GraphModule], None]) -> None:
+    gm, x = captured(randomised(OneConv(8)), 8, 5, 5)
+    whole = copy_graph_module(staged(gm, Calibrated(0.1), coded=True))
+    assert LowerSitesPass()(whole).edits == 1
+    change(whole)
+    recompile(whole)
+    result = LowerSitesPass()(whole)
+    assert result.edits == 0
+    assert [node.meta[KEPT_KEY] for node in result.graph_module.graph.nodes if KEPT_KEY in node.meta] == [
+        "its staged nodes are not the ones that staging writes"
+    ]
+    with torch.no_grad():
+        assert torch.equal(result.graph_module(x), whole(x))
 
 
 def test_statistical_near_misses_stay_as_they_are() -> None:

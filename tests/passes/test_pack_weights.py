@@ -63,6 +63,20 @@ def test_convolutions_become_channels_last_and_second_layers_columns() -> None:
         torch.testing.assert_close(result.graph_module(x), before(x), rtol=1e-5, atol=1e-5)  # another order of sums
 
 
+def test_codes_become_channels_last() -> None:
+    gm, x = captured(randomised(ResidualNet()), 3, 8, 8)
+    before = LowerSitesPass()(staged(gm, Calibrated(0.1), coded=True)).graph_module
+    after = PackWeightsPass()(before).graph_module
+    for name in ("exprune.conv1.codes", "exprune.conv2.codes"):
+        old, new = before.get_buffer(name), after.get_buffer(name)
+        assert torch.equal(new, old)
+        assert new.is_contiguous(memory_format=torch.channels_last)
+        assert not old.is_contiguous(memory_format=torch.channels_last), "the given graph's tensor is as it was"
+    assert not PackWeightsPass()(after).changed
+    with torch.no_grad():
+        torch.testing.assert_close(after(x), before(x), rtol=1e-5, atol=1e-5)  # another order of sums
+
+
 @pytest.mark.parametrize(("kind", "shape"), [(SquaredNet, (6,)), (GatedNet, (7, 6))])
 def test_first_layers_and_values_stay_rows(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     before = fused(captured(randomised(kind()), *shape)[0])

@@ -17,7 +17,7 @@ from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.pipeline import normalise
 from exprune_fx.plan import Array, Plan, SitePlan
 from exprune_fx.sites import find_sites
-from tests.passes.staging import ResidualNet, SquaredNet, captured, plan_for, randomised
+from tests.passes.staging import OneConv, ResidualNet, SquaredNet, captured, plan_for, randomised
 
 GOLDEN_CALIBRATED = """\
 def forward(
@@ -82,18 +82,6 @@ def forward(
     finish_conv_relu = exprune.finish_conv_relu(x, conv_weight, conv_bias, None, None, guard_calibrated, [1, 1], [1, 1], [1, 1], 1, 0, 'relu')  # f64[s0, 6, 5, 5] conv
     return finish_conv_relu
 """
-
-
-class OneConv(nn.Module):
-    """One convolution that a coded head may look at, unless it is grouped or has other channels."""
-
-    def __init__(self, channels: int = 4, groups: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 6, 3, padding=1, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x).relu()
-        return y
 
 
 def test_golden_coded() -> None:

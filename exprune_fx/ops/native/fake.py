@@ -16,6 +16,7 @@ from torch.types import IntLikeType
 from exprune_fx.errors import KernelError
 from exprune_fx.ops.codes import blocks_of, code_ends
 from exprune_fx.ops.dominance import READ_BEYOND
+from exprune_fx.ops.native.fake_coded import CodedHead
 
 GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
 POOLED = "pooled"  # of convolutions alone: neurons are rivals in the windows of a max pool
@@ -63,6 +64,7 @@ class _Site:
         limits: the guard's numbers for every neuron, or None.
         activation: one of `ACTIVATIONS`.
         codes: of a linear weight, with their numbers and slack: see `exprune_fx.ops.codes.Codes`; or none of them.
+        coded: the head is coded, see `fake_coded`: nothing is known here of its stage.
     """
 
     operator: str
@@ -77,6 +79,7 @@ class _Site:
     limits: Tensor | None
     activation: str
     codes: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    coded: bool = False
 
     def require(self, holds: bool | torch.SymBool, what: str, hint: str = "see exprune_fx/ops/native/fake.py") -> None:
         require(self.operator, holds, what, hint)
@@ -111,6 +114,8 @@ class _Site:
         features, out = self.weight.shape[1], self.weight.shape[0]
         self.require(self.block >= 1 and features % self.block == 0, f"{features} features in blocks of {self.block}")
         terms = features // self.block
+        if self.coded:
+            return
         if self.down is None or self.up is None:
             self.require(self.down is None, "down without up")
             grows = all(a < b for a, b in zip([0, *self.stages], [*self.stages, terms], strict=True))
@@ -217,13 +222,16 @@ def staged_conv2d_relu(
     groups: int,
     activation: str,
     window: Sequence[int] | None = None,
+    codes: Tensor | None = None,
+    code_numbers: Tensor | None = None,
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last.
 
     Raises:
         KernelError: an argument does not fit, or there are several groups.
     """
-    site = _Site("staged_conv2d_relu", x, weight, bias, down, up, stages, 1, guard, limits, activation)
+    head, rule = CodedHead(codes, code_numbers), (guard, limits, activation)
+    site = _Site("staged_conv2d_relu", x, weight, bias, down, up, stages, 1, *rule, coded=head.is_there)
     site.require(x.dim() == 4, f"x is {list(x.shape)}, not [N, C, H, W]")
     site.require(weight.dim() == 4, f"weight is {list(weight.shape)}, not [out, C, kh, kw]")
     site.require(groups == 1, f"{groups} groups", "leave this site in its readable form")
@@ -233,6 +241,8 @@ def staged_conv2d_relu(
     in_windows = len(window) == 2 and min(window) >= 1 and math.prod(window) <= MOST_RIVALS
     site.require(in_windows if guard == POOLED else not window, f"guard {guard!r} with windows of {list(window)}")
     site.tensor("weight", weight, [weight.shape[0], x.shape[1], *weight.shape[2:]])
+    site.require(not head.is_there or guard in ("calibrated", POOLED), f"guard {guard!r} with a coded head")
+    head.check(site.require, weight, stages, down if up is None else up, math.prod(window))
     site.check()
     space = [
         (full + 2 * pad - step * (kernel - 1) - 1) // jump + 1

@@ -93,10 +93,15 @@ def staged_conv2d_relu(
     dilation: list[int],
     groups: int,
     activation: str,
+    window: list[int] | None = None,
+    codes: Tensor | None = None,
+    code_numbers: Tensor | None = None,
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W']."""
+    assert window is None, "rivals are held against a truth of their own"
+    tables = None if codes is None or code_numbers is None else (codes, code_numbers)
     stopped, partial = conv_stops(
-        x, weight, bias, residual, down, up, stages, guard, number, limits, stride, padding, dilation, groups
+        x, weight, bias, residual, down, up, stages, guard, number, limits, stride, padding, dilation, groups, tables
     )
     start = stages[-1] if partial is not None and stages else 0
     return reference.finish_conv_relu(
@@ -119,8 +124,9 @@ def conv_stops(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    tables: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`linear_stops` for a convolution."""
+    """`linear_stops` for a convolution; ``tables`` are codes and their numbers."""
     out, terms, *kernel = weight.shape
     geometry = (stride, padding, dilation)
     constant = None if bias is None and residual is None else reference.constant_term(bias, residual, 2)
@@ -136,6 +142,8 @@ def conv_stops(
     none = torch.zeros_like(empty, dtype=torch.bool)
     if down is not None and up is not None:
         return none | test(0, reference.principal_conv(x, down, up, *geometry), None, down.shape[0]), None
+    if tables is not None:
+        return none | test(0, reference.coded_conv(x, tables[0], tables[1][0], *geometry), None, terms), None
     tests, partial, squares, start = [none], None, None, 0
     for index, seen in enumerate(stages):
         partial = reference.partial_conv(x, weight, *geometry, groups, start, seen, partial)

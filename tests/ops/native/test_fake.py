@@ -12,12 +12,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
+from exprune_fx.ops.coded import codes_of, numbers_of
 from exprune_fx.ops.native import fake
 from exprune_fx.staging.arguments import names_of
 from tests.ops.native.cases import Arguments, Conv, Linear
 
 LINEAR = Linear(terms=12, out=9, rows=(2, 3), stages=(3, 5), guard="calibrated", residual=True)
 CONV = Conv(terms=6, out=5, stages=(2,), guard="bound", stride=(2, 1), residual=True)
+
+
+def coded() -> Arguments:
+    """A convolution's arguments with codes and their numbers."""
+    case = Conv(terms=8, out=5, stages=(8,), guard="calibrated", residual=True)
+    arguments = case.arguments()
+    codes, scales = codes_of(arguments[1])
+    return (*arguments, None, codes, numbers_of(codes, scales))
+
+
 CALLS: dict[str, tuple[str, Arguments]] = {
     "linear": ("staged_linear_relu", LINEAR.arguments()),
     "linear of no rows": ("staged_linear_relu", replace(LINEAR, rows=(0,)).arguments()),
@@ -29,6 +40,7 @@ CALLS: dict[str, tuple[str, Arguments]] = {
     "convolution of one pixel": ("staged_conv2d_relu", replace(CONV, batch=1, space=(1, 1)).arguments()),
     "convolution to one channel": ("staged_conv2d_relu", replace(CONV, out=1).arguments()),
     "convolution, principal": ("staged_conv2d_relu", replace(CONV, principal=True, stages=(3,)).arguments()),
+    "convolution, coded": ("staged_conv2d_relu", coded()),
     "feed-forward": ("staged_ffn", LINEAR.ffn_arguments()),
     "gated feed-forward": ("staged_gated_ffn", LINEAR.gated_ffn_arguments()),
 }
@@ -140,6 +152,50 @@ def test_convolutions_that_no_kernel_takes_are_refused(changes: dict[str, object
     arguments = dict(zip(CONV_NAMES, CONV.arguments(), strict=False)) | changes
     with pytest.raises(KernelError, match=f"exprune::staged_conv2d_relu: {message}"):
         fake.staged_conv2d_relu(**arguments)
+
+
+def coded_but(**changes: object) -> dict[str, object]:
+    return dict(zip(CONV_NAMES, coded(), strict=True)) | changes
+
+
+REFUSED_CODED: dict[str, tuple[dict[str, object], str]] = {
+    "no numbers": ({"code_numbers": None}, "codes and code_numbers"),
+    "no codes": ({"codes": None}, "codes and code_numbers"),
+    "another rule": ({"guard": "bound", "limits": torch.zeros(1, 2, 5)}, "guard 'bound' with a coded head"),
+    "some terms": ({"stages": [4]}, r"a coded head with stages \[4\]"),
+    "two stages": ({"stages": [4, 8], "limits": torch.zeros(2, 5)}, r"a coded head with stages \[4, 8\]"),
+    "two heads": ({"down": torch.zeros(8, 8), "up": torch.zeros(5, 8, 3, 3)}, "a coded head and a principal one"),
+    "codes of another shape": ({"codes": torch.zeros(5, 4, 3, 3, dtype=torch.int8)}, r"codes is \[5, 4, 3, 3\], not"),
+    "codes in float32": ({"codes": torch.zeros(5, 8, 3, 3)}, "codes are torch.float32"),
+    "numbers of other outputs": ({"code_numbers": torch.zeros(2, 4)}, r"code_numbers is \[2, 4\], not \[2, 5\]"),
+    "numbers in float64": ({"code_numbers": torch.zeros(2, 5).double()}, "code_numbers are torch.float64"),
+    "many rivals": (
+        {"guard": "pooled", "limits": torch.zeros(1, 2, 5), "window": [3, 3]},
+        "a coded head with windows of 9 rivals",
+    ),
+    "three channels": (
+        {"x": torch.zeros(2, 3, 5, 4), "weight": torch.zeros(5, 3, 3, 3)},
+        "no coded head: its 3 input channels are no multiple of 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_CODED)
+def test_coded_heads_that_no_kernel_takes_are_refused(name: str) -> None:
+    changes, message = REFUSED_CODED[name]
+    with pytest.raises(KernelError, match=f"exprune::staged_conv2d_relu: {message}"):
+        fake.staged_conv2d_relu(**coded_but(**changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
+@pytest.mark.parametrize("name", REFUSED_CODED)
+def test_the_kernel_itself_takes_coded_heads_that_fit_it_or_refuses(name: str) -> None:
+    try:
+        result = torch.ops.exprune.staged_conv2d_relu(**coded_but(**REFUSED_CODED[name][0]))
+    except RuntimeError as error:
+        assert "exprune" in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert result.shape == (2, 5, 5, 4)
 
 
 @pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
