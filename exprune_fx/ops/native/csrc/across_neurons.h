@@ -113,7 +113,7 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
       Run runs[kMostRuns];
       const int count = runs_inside(site, pixel, chunk, runs);
       total = total + (in_turn ? sum_in_turn(lanes, field, rows, runs, runs + count)
-                               : sum_runs(lanes, Streams<float, T, true>{field, rows, 0}, runs, runs + count));
+                               : sum_runs(lanes, Streams<const float*, T, true>{field, rows, 0}, runs, runs + count));
     }
     store(partial + at, total);
   }

@@ -86,10 +86,10 @@ EXPRUNE_INLINE AcrossPixels lanes_of(const Tile& tile, int64_t neuron, const int
 }
 
 // The sums of one chunk of a neuron's terms at up to W listed pixels. Where images are small enough for it to matter,
-// kernel rows that all of the pixels miss are left out. `ahead`: see Streams.
-template <class T>
-EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float* data, const T* row,
-                              const int32_t* list, int count, int64_t ahead) {
+// kernel rows that all of the pixels miss are left out. `row`, `ahead`: see Streams.
+template <class Row>
+EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float* data, Row row, const int32_t* list,
+                              int count, int64_t ahead) {
   const float* fields[W];
   for (int j = 0; j < count; ++j) fields[j] = data + tile.offsets[list[j]];
   int32_t first = 0, last = static_cast<int32_t>(tile.site.geometry.kernel_rows);
@@ -103,31 +103,45 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
     }
     if (first >= last) return zero();  // all of them see padding alone
   }
-  const Streams<T, float, false> streams{row, fields, ahead};
+  const Streams<Row, float, false> streams{row, fields, ahead};
   return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
 }
 
-// Adds one segment to whoever is alive, chunk by chunk.
+// The tail's weights of a coded site are held in 24 bits.
+EXPRUNE_INLINE bool is_split(const Site& site, bool head) { return !head && site.coded.rest; }
+
+EXPRUNE_INLINE Split split_row_of(const Site& site, int64_t neuron) {
+  const int64_t numbers = neuron * site.weight.stride;
+  return Split{static_cast<const int8_t*>(site.head_weight.data), site.coded.rest} + numbers;
+}
+
+// Adds one segment to whoever is alive of neurons first .. last, chunk by chunk.
 template <class T>
-static inline void add_segment(Tile& tile, const Segment& segment, bool head) {
+static inline void add_segment(Tile& tile, const Segment& segment, bool head, int first, int last) {
   const Site& site = tile.site;
   const Rows& weight = head ? site.head_weight : site.weight;
   const float* data = head ? site.head_input.data : site.input.data;
   for (int64_t c = 0; c < segment.count; ++c) {
     const Chunk& chunk = segment.chunks[c];
     enter(tile, chunk.plane);
-    for (int n = 0; n < tile.neurons; ++n) {
+    for (int n = first; n < last; ++n) {
       Alive& alive = tile.alive[n];
-      const T* row = row_of<T>(weight, tile.first_neuron + n);
       if (alive.count == 0) continue;
       // Large weights come from memory, and the rows lie apart by more than the hardware looks ahead.
-      const bool asks = site.large && n + kAhead < tile.neurons && tile.alive[n + kAhead].count;
+      const bool asks = site.large && n + kAhead < last && tile.alive[n + kAhead].count;
       // Blocks of equal size: short ones wait for their few sums. Lanes beyond a block's end are zero.
       const int blocks = (alive.count + W - 1) / W, step = (alive.count + blocks - 1) / blocks;
       for (int at = 0; at < alive.count; at += step) {
         const int count = alive.count - at < step ? alive.count - at : step;
-        const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count,
-                                   asks && at == 0 ? kAhead * weight.stride : 0);
+        const int64_t ahead = asks && at == 0 ? kAhead * weight.stride : 0;
+        const int32_t* list = alive.list + at;
+        Vec sum;
+        if (is_split(site, head)) {
+          sum = chunk_sums(tile, chunk, data, split_row_of(site, tile.first_neuron + n), list, count, ahead);
+          sum = sum * all(site.coded.scales[tile.first_neuron + n] * kSplitUnit);
+        } else {
+          sum = chunk_sums(tile, chunk, data, row_of<T>(weight, tile.first_neuron + n), list, count, ahead);
+        }
         store(alive.partial + at, load(alive.partial + at) + sum);
       }
     }
@@ -290,14 +304,15 @@ static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
   keep_alive<N, kPixelVectors>(tile, first, sum);
 }
 
-// The panel of one tile: what the heads of all neurons read at each of its pixels, a vector lane a pixel.
-static inline void fill_panel(Tile& tile, float* panel) {
+// The panel of one tile: what some kernel rows of the heads of all neurons read at each of its pixels, a vector lane a
+// pixel.
+static inline void fill_panel(Tile& tile, float* panel, int64_t first_row, int64_t last_row) {
   const Site& site = tile.site;
   const Segment& head = site.segments[0];
   for (int64_t c = 0; c < head.count; ++c) {
     const Chunk& chunk = head.chunks[c];
     enter(tile, chunk.plane);
-    for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
+    for (const Run* run = chunk.runs + chunk.of_row[first_row]; run != chunk.runs + chunk.of_row[last_row]; ++run) {
       for (int at = 0; at < tile.lanes; at += W) {
         const float* fields[W];
         for (int j = 0; j < W; ++j) {

@@ -287,7 +287,16 @@ void set_coded_head(Built& built, const Head& head, const Tensor& weight) {
   built.code_numbers = widened(head.code_numbers, 2 * site.outputs, "code_numbers");
   const float* sums = built.code_numbers.data + site.outputs;
   for (int64_t j = 0; j < site.outputs; ++j) built.code_sums.push_back(static_cast<int32_t>(sums[j]));
-  site.coded = {built.code_numbers.data, built.code_sums.data(), nullptr, nullptr, has_vnni()};
+  site.coded = {built.code_numbers.data, built.code_sums.data(), nullptr, nullptr, nullptr, has_vnni()};
+  if (!head.code_rest.has_value()) return;
+  STD_TORCH_CHECK(head.code_rest->scalar_type() == ScalarType::Short && head.code_rest->sizes().equals(codes.sizes()) &&
+                      site.dtype == Dtype::Float32,
+                  "exprune: code_rest must be int16, in the shape of a float32 weight");
+  built.code_rest = torch::stable::contiguous(*head.code_rest, torch::headeronly::MemoryFormat::ChannelsLast);
+  site.coded.rest = static_cast<const int16_t*>(built.code_rest.data_ptr());
+  built.weight = built.up;  // laid out like the codes, of single numbers
+  built.weight.channels *= 4, built.weight.column_stride *= 4, built.weight.row_stride *= 4, built.weight.output_stride *= 4;
+  site.weight = {nullptr, built.weight.output_stride};
 }
 
 void set_window(Site& site, const Sizes& window) {

@@ -32,7 +32,7 @@ struct Head {
   double number;
   Maybe limits;
   Sizes window = {};
-  Maybe codes = {}, code_numbers = {};  // of a coded head: both or none
+  Maybe codes = {}, code_numbers = {}, code_rest = {};  // of a coded head: the first two, or none
 };
 
 // A linear weight's codes, as the operators take them: all or none.
@@ -67,7 +67,7 @@ struct Built {
   std::vector<Segment> segments;
   Sizes seen;
   Floats bias, limits, residual;
-  Tensor codes;
+  Tensor codes, code_rest;
   Floats code_numbers, code_slack;
   Sizes code_ends;
   std::vector<int32_t> code_sums;

@@ -6,13 +6,14 @@
 
 #include "problem.h"
 #include "simd.h"
+#include "split.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-// V vectors of the shared stream, each used by all others.
-template <int N, int V, class A, class B>
-EXPRUNE_INLINE void add_vectors(const A* shared, const B* const* other, int64_t offset, Vec (&s)[N]) {
+// V vectors of the shared stream (a pointer, or what is read like one), each used by all others.
+template <int N, int V, class Shared, class B>
+EXPRUNE_INLINE void add_vectors(Shared shared, const B* const* other, int64_t offset, Vec (&s)[N]) {
   Vec a[V];
   EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) a[v] = load(shared + v * W);
   forget();
@@ -24,15 +25,15 @@ EXPRUNE_INLINE void add_vectors(const A* shared, const B* const* other, int64_t 
 
 // One run: s[j] += shared[0:length] * other[j][0:length], lane by lane. What lies `ahead` of the shared numbers is asked
 // for meanwhile, unless that is 0.
-template <int N, class A, class B>
-EXPRUNE_INLINE void add_run(const A* shared, const B* const* other, int64_t offset, int64_t length, Vec (&s)[N],
+template <int N, class Shared, class B>
+EXPRUNE_INLINE void add_run(Shared shared, const B* const* other, int64_t offset, int64_t length, Vec (&s)[N],
                             int64_t ahead = 0) {
   int64_t i = 0;
   for (; i + 4 * W <= length; i += 4 * W) {
-    if (ahead) ask(shared + (ahead + i), 4 * W * static_cast<int64_t>(sizeof(A)));
+    if (ahead) ask_for(shared + (ahead + i), 4 * W);
     add_vectors<N, 4>(shared + i, other, offset + i, s);
   }
-  if (ahead && i < length) ask(shared + (ahead + i), (length - i) * static_cast<int64_t>(sizeof(A)));
+  if (ahead && i < length) ask_for(shared + (ahead + i), length - i);
   if (i + 2 * W <= length) {
     add_vectors<N, 2>(shared + i, other, offset + i, s);
     i += 2 * W;
@@ -67,13 +68,13 @@ EXPRUNE_INLINE void add_run_asking(const A* shared, const B* const* other, const
 }
 
 // The two streams of a product. A run says where in each it lies.
-template <class A, class B, bool kInputIsShared>
+template <class Shared, class B, bool kInputIsShared>
 struct Streams {
-  const A* shared;
+  Shared shared;
   const B* const* other;
   int64_t ahead;  // numbers from the shared stream to one that is asked for meanwhile, or 0
 
-  EXPRUNE_INLINE_METHOD const A* at(const Run& run) const { return shared + (kInputIsShared ? run.input : run.weight); }
+  EXPRUNE_INLINE_METHOD Shared at(const Run& run) const { return shared + (kInputIsShared ? run.input : run.weight); }
   EXPRUNE_INLINE_METHOD int64_t offset(const Run& run) const { return kInputIsShared ? run.weight : run.input; }
 };
 
@@ -131,7 +132,7 @@ inline constexpr bool kIsFloat<float> = true;
 template <class A, class B>
 static inline Vec dots(int n, const A* shared, const B* const* other, int64_t length) {
   const Run run{0, 0, length};
-  return sum_runs(n, Streams<A, B, kIsFloat<A>>{shared, other, 0}, &run, &run + 1);
+  return sum_runs(n, Streams<const A*, B, kIsFloat<A>>{shared, other, 0}, &run, &run + 1);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

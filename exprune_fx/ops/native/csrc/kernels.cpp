@@ -59,7 +59,15 @@ void panel_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   Tile tile(*cut.site);
   fill_tile(cut, index, tile);
-  fill_panel(tile, cut.panels + index * cut.panel_numbers);
+  fill_panel(tile, cut.panels + index * cut.panel_numbers, 0, cut.site->geometry.kernel_rows);
+}
+
+void coded_panel_piece(const void* context, int64_t index) {
+  const Cut& cut = *static_cast<const Cut*>(context);
+  const int64_t rows = cut.site->geometry.kernel_rows, row = index % rows;
+  Tile tile(*cut.site);
+  fill_tile(cut, index / rows, tile);
+  fill_coded_panel(tile, cut.panels + index / rows * cut.panel_numbers + row * (cut.panel_numbers / rows), row);
 }
 
 void tile_piece(const void* context, int64_t index) {
@@ -128,7 +136,8 @@ void site(const Site& site, const Host& host) {
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
   const int64_t pixels = pixels_read(site), members = members_of(site);
-  const int lanes = site.coded.scales && pixels <= W ? W : kLaneTile;
+  const bool coded = site.coded.scales;
+  const int lanes = coded ? coded_lanes(site, pixels) : kLaneTile;
   const int64_t most = site.head_in_pixel_lanes ? lanes : kTile;
   clear_unread(site);
   if (pixels == 0) return;
@@ -142,7 +151,11 @@ void site(const Site& site, const Host& host) {
     cut.panel_numbers = head_numbers(site) * lanes;
     const int64_t bytes = cut.panel_numbers * cut.tiles * static_cast<int64_t>(sizeof(float));
     cut.panels = static_cast<float*>(host.scratch(kPanels, bytes));
-    host.parallel(cut.tiles, panel_piece, &cut);
+    if (coded) {
+      host.parallel(cut.tiles * site.geometry.kernel_rows, coded_panel_piece, &cut);
+    } else {
+      host.parallel(cut.tiles, panel_piece, &cut);
+    }
   }
   host.parallel(cut.tiles * cut.chunks, tile_piece, &cut);
 }

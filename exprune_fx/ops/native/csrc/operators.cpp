@@ -249,7 +249,7 @@ int64_t size_out(int64_t size, int64_t kernel, int64_t stride, int64_t padding, 
 Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
                           std::string guard, double number, Maybe limits, Sizes stride, Sizes padding, Sizes dilation,
                           int64_t groups, std::string activation, std::optional<Sizes> window, Maybe codes,
-                          Maybe code_numbers) {
+                          Maybe code_numbers, Maybe code_rest) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "exprune: input and weight must have four dimensions");
   STD_TORCH_CHECK(groups == 1, "exprune: the kernels hold no grouped convolution");
   STD_TORCH_CHECK(x.size(1) == weight.size(1), "exprune: input and weight differ in channels");
@@ -269,7 +269,7 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   const Source source{dtype_of(x, "the input"), x.data_ptr(), strides[0], strides[2], strides[3], strides[1]};
   Built built;
   Site& site = built.site;
-  build(built, source, g, weight, bias, {down, up, stages, guard, number, limits, window.value_or(Sizes{}), codes, code_numbers},
+  build(built, source, g, weight, bias, {down, up, stages, guard, number, limits, window.value_or(Sizes{}), codes, code_numbers, code_rest},
         1, activation);
   const Tensor result =
       torch::stable::empty(Sizes{g.images, site.outputs, g.rows_out, g.columns_out}, x.scalar_type(), std::nullopt,
@@ -304,7 +304,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
               "int block, " EXPRUNE_GUARD "str activation" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_conv2d_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD EXPRUNE_GUARD
               "int[] stride, int[] padding, int[] dilation, int groups, str activation, int[]? window=None, Tensor? codes=None, "
-              "Tensor? code_numbers=None) -> Tensor");
+              "Tensor? code_numbers=None, Tensor? code_rest=None) -> Tensor");
   library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
               "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD

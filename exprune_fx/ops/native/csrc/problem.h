@@ -95,6 +95,7 @@ struct CodedHead {
   const int32_t* sums;    // [outputs], of the codes
   const float* ticks;     // [images]: what one tick of the input is worth; NaN where nothing may be concluded from it
   const int32_t* zeros;   // [images]: the ticks of zero
+  const int16_t* rest;    // what the codes leave of the weights, in 2^-16 of the scales, laid out as they are; or null
   bool vnni;              // the processor multiplies four pairs of bytes a lane (AVX-512 VNNI)
 };
 

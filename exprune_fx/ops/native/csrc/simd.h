@@ -298,6 +298,11 @@ EXPRUNE_INLINE void ask(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kLineBytes) ask(static_cast<const char*>(from) + i);
 }
 
+template <class T>
+EXPRUNE_INLINE void ask_for(const T* numbers, int64_t count) {
+  ask(numbers, count * static_cast<int64_t>(sizeof(T)));
+}
+
 EXPRUNE_INLINE uint32_t lanes_below(int64_t n) { return (1u << (n < W ? n : W)) - 1u; }
 
 // Keeps the compiler from carrying what it read from memory over this point: pointers are cheaper to read again than

@@ -10,7 +10,6 @@ namespace EXPRUNE_ISA_NAMESPACE {
 template <class T>
 static inline void head(Tile& tile, const float* panel) {
   const Site& site = tile.site;
-  if (site.coded.scales) return coded_head(tile, panel);
   if (site.head_in_pixel_lanes) {
     int n = 0;
     for (; n + kHeadNeurons <= tile.neurons; n += kHeadNeurons) head_in_lanes<T, kHeadNeurons>(tile, n, panel);
@@ -23,33 +22,43 @@ static inline void head(Tile& tile, const float* panel) {
   if (needs_squares(site.guard.kind)) {
     add_squares<T>(tile, site.segments[0]);
   } else {
-    add_segment<T>(tile, site.segments[0], true);
+    add_segment<T>(tile, site.segments[0], true, 0, tile.neurons);
   }
   select(tile, 0);
 }
 
+// The tail of neurons first .. last, and their activations.
 template <class T>
-static inline void work(Tile& tile, const float* panel) {
+static inline void finish_neurons(Tile& tile, int first, int last) {
   const Site& site = tile.site;
-  head<T>(tile, panel);
-  for (int64_t stage = 1; stage < site.stages; ++stage) {
-    if (needs_squares(site.guard.kind)) {
-      add_squares<T>(tile, site.segments[stage]);
-    } else {
-      add_segment<T>(tile, site.segments[stage], false);
-    }
-    select(tile, stage);
-  }
   if (site.principal) {
-    for (int n = 0; n < tile.neurons; ++n) memset(tile.alive[n].partial, 0, sizeof tile.alive[n].partial);
+    for (int n = first; n < last; ++n) memset(tile.alive[n].partial, 0, sizeof tile.alive[n].partial);
   }
-  add_segment<T>(tile, site.segments[site.stages], false);
-  for (int n = 0; n < tile.neurons; ++n) {
+  add_segment<T>(tile, site.segments[site.stages], false, first, last);
+  for (int n = first; n < last; ++n) {
     const Alive& alive = tile.alive[n];
     for (int at = 0; at < alive.count; at += W) {
       finish<T>(lanes_of(tile, tile.first_neuron + n, alive.list, at, alive.count), load(alive.partial + at));
     }
   }
+}
+
+template <class T>
+static inline void work(Tile& tile, const float* panel) {
+  const Site& site = tile.site;
+  if (site.coded.scales) {
+    return coded_heads(tile, panel, [&](int first, int last) { finish_neurons<T>(tile, first, last); });
+  }
+  head<T>(tile, panel);
+  for (int64_t stage = 1; stage < site.stages; ++stage) {
+    if (needs_squares(site.guard.kind)) {
+      add_squares<T>(tile, site.segments[stage]);
+    } else {
+      add_segment<T>(tile, site.segments[stage], false, 0, tile.neurons);
+    }
+    select(tile, stage);
+  }
+  finish_neurons<T>(tile, 0, tile.neurons);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE
