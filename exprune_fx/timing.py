@@ -56,8 +56,38 @@ class Rounds:
     least: int = 5
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two steps that had their turns side by side: what slows the machine for a while slows both, not their ratio.
+
+    Attributes:
+        base: seconds in each round.
+        rival: seconds in the same rounds.
+    """
+
+    base: tuple[float, ...]
+    rival: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Median over the rounds of rival over base: below 1 the rival is faster."""
+        return statistics.median(rival / base for base, rival in zip(self.base, self.rival, strict=True))
+
+    @property
+    def rounds_faster(self) -> int:
+        """In how many rounds the rival was faster."""
+        return sum(rival < base for base, rival in zip(self.base, self.rival, strict=True))
+
+
 def medians(walks: Sequence[Sequence[Step]], rounds: Rounds, clock: Clock = time.perf_counter) -> dict[Hashable, float]:
-    """Median seconds of every step.
+    """Median seconds of every step; arguments as in `sample`, where it is said how steps are timed."""
+    return {key: statistics.median(taken) for key, taken in sample(walks, rounds, clock).items()}
+
+
+def sample(
+    walks: Sequence[Sequence[Step]], rounds: Rounds, clock: Clock = time.perf_counter
+) -> dict[Hashable, tuple[float, ...]]:
+    """Seconds of every step, round by round.
 
     Each round takes each walk in turn, twice: once untimed, so that the caches hold what this walk leaves there and
     not what another did, and once with the clock at every step. No step is called twice in a row, so that it finds its
@@ -79,7 +109,7 @@ def medians(walks: Sequence[Sequence[Step]], rounds: Rounds, clock: Clock = time
                     samples[step.key].append(_timed(step, index, clock))
             if index + 1 >= rounds.least and (clock() - start) * (index + 2) / (index + 1) > rounds.budget_s:
                 break
-    return {key: statistics.median(taken) for key, taken in samples.items()}
+    return {key: tuple(taken) for key, taken in samples.items()}
 
 
 def _timed(step: Step, index: int, clock: Clock) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from exprune_fx.timing import Rounds, Step, medians
+from exprune_fx.timing import Pair, Rounds, Step, medians, sample
 
 
 class Clock:
@@ -36,6 +36,16 @@ def test_medians_of_each_step_without_its_preparation() -> None:
     clock = Clock()
     walk = [clock.step("a", lambda i: [1.0, 9.0, 2.0][i], 100.0), clock.step("b", lambda i: 5.0)]
     assert medians([walk], Rounds(most=3, budget_s=1e9), clock) == {"a": 2.0, "b": 5.0}
+
+
+def test_samples_are_round_by_round() -> None:
+    clock = Clock()
+    walks = [[clock.step("a", lambda i: [1.0, 9.0, 2.0][i])], [clock.step("b", lambda i: [2.0, 27.0, 1.0][i])]]
+    taken = sample(walks, Rounds(most=3, budget_s=1e9), clock)
+    assert taken == {"a": (1.0, 9.0, 2.0), "b": (2.0, 27.0, 1.0)}
+    pair = Pair(taken["a"], taken["b"])
+    assert pair.ratio == 2.0
+    assert pair.rounds_faster == 1
 
 
 def test_each_walk_runs_untimed_before_it_is_timed_and_walks_take_turns() -> None:

@@ -2,7 +2,8 @@
 
 A site that gains when it is timed alone may lose in a compiled graph, which joins dense layers to what stands around
 them. So the plans that the sites' own times suggest are compiled and run, and the fastest graph is taken, the dense one
-too.
+too. On a shared machine the times of one graph move by more than what graphs differ by: so in every round each staged
+graph has its turn next to the dense one, and what decides is the ratio of these two.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import torch
 from torch import fx, nn
@@ -24,15 +26,18 @@ from exprune_fx.pipeline import StagedRecord, lowered_form, with_tensors_of
 from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.sites import Site
 from exprune_fx.symmetry import SymmetryReport
-from exprune_fx.timing import Rounds, Step, medians
+from exprune_fx.timing import Pair, Rounds, Step, medians, sample
 
 _log = logging.getLogger(__name__)
 SETTINGS = ("inductor_freezing", "inductor_max_autotune")
 GAIN = 0.02  # what a whole graph must win: less is within what two runs of one graph differ by
+ROUNDS_WON = 2 / 3  # share of the rounds in which it must be the faster one
 _ROUNDS = Rounds(most=41, budget_s=30.0, least=7)
 
 Compile = Callable[..., Runnable]
 Measure = Callable[[Sequence[Sequence[Step]]], dict[Hashable, float]]
+Sample = Callable[[Sequence[Sequence[Step]]], Mapping[Hashable, Sequence[float]]]
+Calls = Sequence[tuple[tuple[object, ...], dict[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Settled:
 
     Attributes:
         sites: the entries to run by.
-        timing: what the whole graphs took; None where there was nothing to choose from, or none could be compiled.
+        timing: what the whole graphs took, staged ones as the dense seconds times their median ratio to these; None
+            where there was nothing to choose from, or none could be compiled.
     """
 
     sites: tuple[SitePlan, ...]
@@ -53,6 +59,11 @@ def measure_graphs(walks: Sequence[Sequence[Step]]) -> dict[Hashable, float]:
     return medians(walks, _ROUNDS)
 
 
+def sample_graphs(walks: Sequence[Sequence[Step]]) -> Mapping[Hashable, Sequence[float]]:
+    """Seconds of every graph, round by round."""
+    return sample(walks, _ROUNDS)
+
+
 def settle(
     gm: fx.GraphModule,
     groups: SymmetryReport,
@@ -60,12 +71,13 @@ def settle(
     plans: Mapping[str, tuple[SitePlan, ...]],
     batches: Sequence[object],
     compile_graph: Compile | None = None,
-    measure: Measure | None = None,
+    samples: Sample | None = None,
 ) -> Settled:
     """The plan whose compiled graph is the fastest, or a dense one.
 
     The dense graph is compiled with parameters frozen, and with max-autotune on top; the staged graphs in the setting
-    that served the dense one best.
+    that served the dense one best. A staged graph wins if the median over the rounds of its time over the dense one's
+    is below ``1 - GAIN``, and it was faster in `ROUNDS_WON` of them, twice.
 
     Args:
         gm: the dense graph, its terms in the plans' order.
@@ -75,43 +87,54 @@ def settle(
             told apart, because nothing can be compiled here, the last is taken.
         batches: the inputs that are timed, of equal size; they take turns.
         compile_graph: `exprune_fx.compiling.compiled` by default, replaced in tests.
-        measure: walks of steps to the median seconds of each key; `measure_graphs` by default, replaced in tests.
+        samples: walks of steps to the seconds of each key, round by round; `sample_graphs` by default, replaced in
+            tests.
     """
     distinct = _distinct(plans)
     if not distinct:
         return Settled(list(plans.values())[-1])
     calls = [as_call(batch) for batch in batches]
-    compile_graph, measure = compile_graph or compiled, measure or measure_graphs
+    compile_graph, samples = compile_graph or compiled, samples or sample_graphs
     try:
         dense = [compile_graph(gm, f"the dense graph ({name})", name, *calls[0]) for name in SETTINGS]
-        alone = measure([[_step(runnable, calls)] for runnable in dense])
-        best = min(range(len(dense)), key=lambda index: alone[dense[index].name])
+        (tuned,) = _paired(dense[0], dense[1:], calls, samples).values()
+        best = int(tuned.ratio < 1)
         graphs = _lowered(StagedRecord(Plan(), ReshapeViewsPass()(gm).graph_module, tuple(sites), groups), distinct)
         staged = {name: compile_graph(graph, name, SETTINGS[best], *calls[0]) for name, graph in graphs.items()}
     except ExpruneError as error:
         name = next(reversed(distinct))
         _log.warning("whole graphs could not be compared, %s are staged on their own times: %s", name, error)
         return Settled(distinct[name])
-    taken = measure([[_step(runnable, calls)] for runnable in (dense[best], *staged.values())])
-    fastest = min(distinct, key=taken.__getitem__)
-    if _wins(taken, fastest, dense[best]):  # it has to win twice: a noisy minute is not a faster graph
-        taken |= measure([[_step(runnable, calls)] for runnable in (dense[best], staged[fastest])])
+    pairs = _paired(dense[best], list(staged.values()), calls, samples)
+    fastest = min(pairs, key=lambda name: (not _wins(pairs[name]), pairs[name].ratio))
+    if _wins(pairs[fastest]):  # it has to win twice: a noisy minute is not a faster graph
+        pairs |= _paired(dense[best], [staged[fastest]], calls, samples)
+    pair = pairs[fastest]
+    dense_s = median(pair.base)
+    tried = {dense[0].name: median(tuned.base), dense[1].name: median(tuned.rival), dense[best].name: dense_s}
     timing = SiteTiming(
-        dense_s=taken[dense[best].name],
+        dense_s=dense_s,
         dense_form=dense[best].name,
-        staged_s=taken[fastest],
+        staged_s=dense_s * pair.ratio,
         staged_form=fastest,
         examples=examples_in(batches[0]),
         threads=torch.get_num_threads(),
-        tried={str(name): seconds for name, seconds in {**alone, **taken}.items()},
+        tried=tried | {name: dense_s * each.ratio for name, each in pairs.items()},
     )
-    if _wins(taken, fastest, dense[best]):
+    if _wins(pair):
         return Settled(distinct[fastest], timing)
-    return Settled(_all_dense(sites, distinct[fastest], timing), timing)
+    return Settled(_all_dense(sites, distinct[fastest], timing, pair), timing)
 
 
-def _wins(taken: Mapping[Hashable, float], staged: str, dense: Runnable) -> bool:
-    return taken[staged] < taken[dense.name] * (1 - GAIN)
+def _paired(base: Runnable, rivals: Sequence[Runnable], calls: Calls, samples: Sample) -> dict[str, Pair]:
+    """Each rival beside the base, which has a turn next to every one of them; by the rivals' names."""
+    turns = [(way, (rival.name, side)) for rival in rivals for side, way in (("base", base), ("rival", rival))]
+    taken = samples([[_step(way, key, calls)] for way, key in turns])
+    return {way.name: Pair(tuple(taken[way.name, "base"]), tuple(taken[way.name, "rival"])) for way in rivals}
+
+
+def _wins(pair: Pair) -> bool:
+    return pair.ratio < 1 - GAIN and pair.rounds_faster >= ROUNDS_WON * len(pair.base)
 
 
 def _distinct(plans: Mapping[str, tuple[SitePlan, ...]]) -> dict[str, tuple[SitePlan, ...]]:
@@ -130,22 +153,25 @@ def _lowered(record: StagedRecord, plans: Mapping[str, tuple[SitePlan, ...]]) ->
     return graphs
 
 
-def _step(runnable: Runnable, calls: Sequence[tuple[tuple[object, ...], dict[str, object]]]) -> Step:
+def _step(runnable: Runnable, key: Hashable, calls: Calls) -> Step:
     def run(args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         with torch.no_grad():
             return runnable.call(*args, **kwargs)
 
-    return Step(runnable.name, partial(_turn, calls), run)
+    return Step(key, partial(_turn, calls), run)
 
 
-def _turn(
-    calls: Sequence[tuple[tuple[object, ...], dict[str, object]]], index: int
-) -> tuple[tuple[object, ...], dict[str, object]]:
+def _turn(calls: Calls, index: int) -> tuple[tuple[object, ...], dict[str, object]]:
     return calls[index % len(calls)]
 
 
-def _all_dense(sites: Sequence[Site], entries: Sequence[SitePlan], timing: SiteTiming) -> tuple[SitePlan, ...]:
-    words = f"the whole compiled graph took {1e3 * timing.staged_s:.3g} ms staged, {1e3 * timing.dense_s:.3g} ms dense"
+def _all_dense(
+    sites: Sequence[Site], entries: Sequence[SitePlan], timing: SiteTiming, pair: Pair
+) -> tuple[SitePlan, ...]:
+    words = (
+        f"the whole compiled graph took {1e3 * timing.staged_s:.3g} ms staged, {1e3 * timing.dense_s:.3g} ms dense, "
+        f"and was faster staged in {pair.rounds_faster} of {len(pair.base)} rounds"
+    )
     return tuple(
         entry if entry.head == "dense" else replace(dense_entry(site, words), timing=entry.timing)
         for site, entry in zip(sites, entries, strict=True)
