@@ -185,7 +185,12 @@ NUMBERS: Sequence[Mistake] = [
     ),
     ("no guard", lambda b: b.calibrate([(data(2, 8),)], guard="bound"), ex.GuardError, "Calibrated"),
     ("a guard's class", lambda b: b.calibrate([(data(2, 8),)], guard=ex.Bound), ex.GuardError, "Calibrated"),
-    ("head", lambda b: b.calibrate([(data(2, 8),)], head="tail"), ex.PlanError, '"auto", "prefix" or "principal"'),
+    (
+        "head",
+        lambda b: b.calibrate([(data(2, 8),)], head="tail"),
+        ex.PlanError,
+        '"auto", "prefix", "principal" or "coded"',
+    ),
 ]
 PLANS: Sequence[Mistake] = [
     ("another model's", lambda b: ex.transform(b.gm, other_model()), ex.PlanError, "for another model"),

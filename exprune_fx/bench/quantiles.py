@@ -22,6 +22,7 @@ from exprune_fx.errors import PlanError
 from exprune_fx.graph.edits import tensor_at
 from exprune_fx.graph.running import placeholder_values
 from exprune_fx.guards import Calibrated, HeadKind
+from exprune_fx.ops.coded import obstacle
 from exprune_fx.pipeline import normalise, transform
 from exprune_fx.plan import Array, Plan, SitePlan
 from exprune_fx.sites import Site, find_sites
@@ -40,7 +41,7 @@ def quantile_plan(
         batches: sample inputs.
         stopped: share from 0 (thresholds of minus infinity) to below 1.
         seen: share of the terms that the head sees, or its rank as a share of the features.
-        head: prefix or principal.
+        head: prefix, principal or coded; where no coded head may be, the site stays dense.
 
     Raises:
         PlanError: the graph has no site that can be staged.
@@ -48,6 +49,8 @@ def quantile_plan(
     dense = normalise(gm)
     sites = find_sites(dense)
     chosen = [site for site in sites if not site.obstacle and round(seen * site.terms) >= 1]
+    if head == "coded":
+        chosen = [site for site in chosen if site.geometry and not obstacle(site.weight_shape, site.geometry.groups)]
     if not chosen:
         raise PlanError("the graph has no site to stage", hint="give a model with a linear layer or convolution + ReLU")
     bases = _bases(dense, chosen, batches, seen) if head == "principal" else {}
@@ -109,13 +112,14 @@ def _bases(
 def _entry(site: Site, seen: float, head: HeadKind, basis: tuple[Tensor, Tensor] | None) -> SitePlan:
     """Staged with one stage, and nothing stopped."""
     down, lift = basis if basis is not None else (None, None)
+    prefix = site.terms if head == "coded" else round(seen * site.terms)
     return SitePlan(
         site=site.name,
         weight_shape=site.weight_shape,
         head=head,
         reason="staged by hand",
         guard=Calibrated(0.0),
-        stages=(round(seen * site.terms) if down is None else down.shape[0],),
+        stages=(prefix if down is None else down.shape[0],),
         thresholds=Array.of(torch.full((1, site.weight_shape[0]), -torch.inf)),
         down=None if down is None else Array.of(down),
         lift=None if lift is None else Array.of(lift),

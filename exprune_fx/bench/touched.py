@@ -3,7 +3,7 @@
 Only what makes up the time of a compiled model counts: linear layers, convolutions, matrix products, attention and
 staged sites, each with its inputs, weights and outputs read or written once. Pointwise operators are fused into these.
 Of a weight that has codes, the codes are counted and the rows of nonzero units; a few more rows, which the codes leave
-open, are not.
+open, are not. Of a coded head too: one byte a weight, and a quarter of the FLOPs of a float32 product.
 A staged linear site reads of a weight's row what its stages got to see for at least one of the call's rows; a linear
 layer that alone reads a staged site's activation needs the columns of its nonzero units only (`staged_ffn`).
 """
@@ -217,6 +217,8 @@ def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int,
     """
     size = x.element_size()
     weight = torch.empty(site.weight_shape, dtype=x.dtype, device="meta")
+    if entry.head == "coded":
+        return (site.out_features + rows[-1] * size) * site.elements
     if site.geometry is not None or not codes_pay(weight, x.numel() // x.shape[-1], staged=True):
         return _weight_elements(site, entry, rows) * size
     head_by_codes = entry.head == "prefix" and entry.guard is not None and not entry.guard.needs_squares
@@ -245,8 +247,7 @@ def _weight_elements(site: Site, entry: SitePlan, rows: Sequence[int]) -> int:
 
 def _cost(record: StagedRecord, site: Site, entry: SitePlan) -> SiteCost:
     assert entry.guard is not None
-    assert entry.head in ("prefix", "principal")
-    return site_cost(record.dense, site, entry.head, entry.stages, entry.guard, entry.window)
+    return site_cost(record.dense, site, entry.looks_at, entry.stages, entry.guard, entry.window)
 
 
 def _anywhere(mask: Tensor, axis: int) -> Tensor:

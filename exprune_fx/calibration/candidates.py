@@ -11,7 +11,7 @@ from torch import Tensor
 from exprune_fx.calibration.observe import SiteValues
 from exprune_fx.errors import GuardError
 from exprune_fx.guards import Bound, Calibrated, FinitePopulation, Guard, HeadKind, StatsTest, Threshold
-from exprune_fx.ops import heads, reference
+from exprune_fx.ops import coded, heads, reference
 from exprune_fx.sites import Site
 
 
@@ -22,7 +22,7 @@ class Candidate:
     Attributes:
         site: the site.
         head: what the guard looks at.
-        stages: terms seen at each test, or the rank.
+        stages: terms seen at each test, or the rank, or all terms of a coded head.
         guard: the stop rule.
         weight: the site's weight.
         down: [r, K], for a principal head, in the weight's dtype.
@@ -53,6 +53,8 @@ class Candidate:
         """In words, for a reason."""
         if self.head == "principal":
             return f"principal head of rank {self.stages[0]}"
+        if self.head == "coded":
+            return "coded head"
         return f"prefix stages at {', '.join(map(str, self.stages))} of {self.site.terms} terms"
 
     @cached_property
@@ -60,6 +62,11 @@ class Candidate:
         """[out, r, *kernel], the second factor of a principal head."""
         assert self.lift is not None
         return heads.principal_up(self.weight, self.lift)
+
+    @cached_property
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """Of a coded head: int8 of the weight's shape, and their scales [out]."""
+        return coded.codes_of(self.weight)
 
     def per_output(self, numbers: Tensor) -> Tensor:
         """[out] shaped to stand against the site's output."""
@@ -114,6 +121,9 @@ def head_sums(candidate: Candidate, values: SiteValues) -> Iterator[HeadSum]:
         else:
             partial = reference.principal_conv(x, candidate.down, candidate.up, *_geometry(site))
         yield HeadSum(0, partial, None, constant)
+        return
+    if candidate.head == "coded":
+        yield HeadSum(0, reference.coded_conv(x, *candidate.codes, *_geometry(site)), None, constant)
         return
     sums: Tensor | None = None
     squares: Tensor | None = None

@@ -85,6 +85,8 @@ def _reason(best: Outcome, outcomes: Sequence[Outcome], request: Request, site: 
         words += f"; {other.candidate.label} would have {would}"
     elif request.wants_principal and request.no_principal(site):
         words += f"; no principal head: {request.no_principal(site)}"
+    elif request.wants_coded and request.no_coded(site):
+        words += f"; no coded head: {request.no_coded(site)}"
     return words
 
 

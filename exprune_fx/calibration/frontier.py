@@ -7,7 +7,7 @@ threshold is read for one budget holds the thresholds for all of them, and who g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -54,10 +54,13 @@ class Frontier:
     Attributes:
         options: by site, in graph order; the first leaves it dense, each next one saves more and loses more.
         examples: that calibration saw.
+        coded: by site, its coded head at every budget, where it was tried: by FLOPs others may save more, and by the
+            clock less.
     """
 
     options: Mapping[str, tuple[Option, ...]]
     examples: int
+    coded: Mapping[str, tuple[Option, ...]] = field(default_factory=dict)
 
 
 def find_frontier(graph: Prepared, data: Data, request: Request, budgets: Sequence[float]) -> Frontier:
@@ -70,13 +73,14 @@ def find_frontier(graph: Prepared, data: Data, request: Request, budgets: Sequen
         budgets: shares of a neuron's energy that a threshold may lose, increasing, strictly between 0 and 1.
     """
     sites = graph.chosen(request)
-    candidates = [single for c in make_candidates(data, graph.gm, sites, request) for single in _single_stages(c)]
+    made = make_candidates(data, graph.gm, sites, request)
+    candidates = list({single.key: single for c in made for single in _single_stages(c)}.values())
     ranges = ranges_of(data, graph.gm, candidates)
     empty = {key: histogram_of(found, budgets[0], budgets[-1]) for (key, _), found in ranges.items()}
     observer = _Observer(candidates, empty)
     if candidates:
         data.walk(graph.gm, sites_of(candidates), observer, "frontier")
-    options = {}
+    options, coded = {}, {}
     for site in graph.sites:
         dense = Option(dense_entry(site, request.refusal(site) or "nothing pays"), 0.0, 0.0)
         found = [
@@ -85,7 +89,8 @@ def find_frontier(graph: Prepared, data: Data, request: Request, budgets: Sequen
             for option in _options(graph.gm, data, candidate, observer.tallies[candidate.key], budgets)
         ]
         options[site.name] = _undominated(dense, found)
-    return Frontier(options, data.examples)
+        coded[site.name] = tuple(option for option in found if option.entry.head == "coded")
+    return Frontier(options, data.examples, coded)
 
 
 def _single_stages(candidate: Candidate) -> list[Candidate]:

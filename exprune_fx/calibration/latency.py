@@ -124,6 +124,8 @@ def _label(entry: SitePlan) -> str:
         return _SKIP
     if entry.head == "principal":
         return f"principal head of rank {entry.stages[0]}"
+    if entry.head == "coded":
+        return "coded head"
     return f"prefix stages at {', '.join(map(str, entry.stages))}"
 
 

@@ -1,4 +1,4 @@
-"""Makes the candidates of each site: prefix heads, and principal ones in the basis that the data give."""
+"""Makes the candidates of each site: prefix heads, principal ones in the basis that the data give, coded ones."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def make_candidates(data: Data, gm: fx.GraphModule, sites: Sequence[Site], reque
     candidates: list[Candidate] = []
     for site in sites:
         weight = tensor_at(gm, site.weight).detach()
-        if request.wants_prefix or site.name not in with_basis:
+        may_be_coded = request.wants_coded and not request.no_coded(site)
+        if request.wants_prefix or not (may_be_coded or site.name in with_basis):
             lists = request.prefix_variants(site)
             candidates += [Candidate(site, "prefix", stages, request.guard, weight) for stages in lists]
         if site.name in with_basis:
             candidates += _principal_candidates(site, weight, moments.moments.pop(site.name).matrix(), request)
+        if may_be_coded:
+            candidates.append(Candidate(site, "coded", (site.terms,), request.guard, weight))
     return candidates
 
 

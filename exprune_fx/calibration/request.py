@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from exprune_fx.calibration import ranks
 from exprune_fx.errors import GuardError, PlanError
 from exprune_fx.guards import Guard
-from exprune_fx.ops import native
+from exprune_fx.ops import coded, native
 from exprune_fx.plan import Objective
 from exprune_fx.sites import Site
 
-HeadChoice = Literal["auto", "prefix", "principal"]
+HeadChoice = Literal["auto", "prefix", "principal", "coded"]
 
 RANKS = (1 / 16, 1 / 8, 1 / 4)
 MAX_FEATURES = 4096  # of a principal head: its [K, K] moments take 8*K^2 bytes, and their factorisation K^3 steps
@@ -38,12 +38,18 @@ class Request:
     @property
     def wants_prefix(self) -> bool:
         """Prefix heads are to be tried."""
-        return self.head != "principal" or not self.wants_principal
+        return self.head in ("auto", "prefix") or not (self.wants_principal or self.wants_coded)
 
     @property
     def wants_principal(self) -> bool:
         """Principal heads are to be tried."""
-        return self.head != "prefix" and "principal" in self.guard.heads
+        return self.head in ("auto", "principal") and "principal" in self.guard.heads
+
+    @property
+    def wants_coded(self) -> bool:
+        """Coded heads are to be tried: unasked only by the clock, since what 8-bit products cost is the machine's."""
+        asked = self.head == "coded" or (self.head == "auto" and self.objective == "latency")
+        return asked and "coded" in self.guard.heads
 
     def refusal(self, site: Site) -> str:
         """Why this site stays dense whatever the data say; "" if it may be staged."""
@@ -64,6 +70,10 @@ class Request:
         if site.weight_shape[1] > MAX_FEATURES:
             return f"it reads {site.weight_shape[1]} features, more than the {MAX_FEATURES} of a principal head"
         return ""
+
+    def no_coded(self, site: Site) -> str:
+        """Why this site gets no coded head; "" if it may."""
+        return coded.obstacle(site.weight_shape, 1 if site.geometry is None else site.geometry.groups)
 
     def prefix_stages(self, site: Site) -> tuple[int, ...]:
         """Terms seen at each test."""
@@ -141,8 +151,8 @@ def check_request(request: Request) -> None:
         raise GuardError(f"the guard is a {type(request.guard).__name__}", hint="give one, e.g. Calibrated(0.02)")
     if not request.guard.heads:
         raise GuardError(f"{request.guard} is for prediction heads", hint="calibrate_heads(gm, batches, guard)")
-    if request.head not in ("auto", "prefix", "principal"):
-        raise PlanError(f"unknown head {request.head!r}", hint='use "auto", "prefix" or "principal"')
+    if request.head not in get_args(HeadChoice):
+        raise PlanError(f"unknown head {request.head!r}", hint='use "auto", "prefix", "principal" or "coded"')
     if request.objective == "latency" and not native.available():
         raise PlanError(
             'objective "latency" is decided by timing native kernels, and there are none: EXPRUNE_KERNELS forbids '

@@ -62,8 +62,11 @@ def calibrate(
             stages and feed-forwards without a head among them) against every dense form, Inductor's included, and
             keeps the fastest; then it compiles the whole graph, dense and by what the sites' times suggest, and keeps
             the fastest of these. It needs the native kernels, and a minute or two.
-        head: what the guard looks at: "prefix", "principal" (of rank 1/16, 1/8 or 1/4 of the features), or "auto", the
-            cheaper for each site. Where a guard or a site allows no principal head, a prefix is used.
+        head: what the guard looks at: "prefix", "principal" (of rank 1/16, 1/8 or 1/4 of the features), "coded" (every
+            pre-activation estimated in 8 bits, at a quarter of the FLOPs; for convolutions in two dimensions without
+            groups whose input channels are a multiple of 4, and ``Calibrated``), or "auto", the cheapest for each site
+            of the first two, and for "latency" of all three. Where a guard or a site allows no such head, a prefix is
+            used.
         reorder: put the terms of free groups into the better order; the plan holds it. Guards that take the prefix for
             a random sample of the terms (those that need exchangeability) keep the order that training left: the first
             terms by variance are no random sample.

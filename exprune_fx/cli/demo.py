@@ -94,7 +94,7 @@ class Point:
     """One rule at one setting, really executed.
 
     Attributes:
-        head: what the guard looks at: prefix, principal, or auto (the cheaper of both for each site).
+        head: what the guard looks at: prefix, principal, coded, or auto (the cheaper of the first two for each site).
         guard: the stop rule in words.
         stages: fractions of the terms at which a prefix is tested.
         claim: what its savings rest on, in words.

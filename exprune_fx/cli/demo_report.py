@@ -99,9 +99,11 @@ def _comparison(result: ModelResult) -> Table:
 
 
 def _stages_text(point: Point) -> str:
-    """Where a prefix is tested, as fractions of K; a principal head has one rank per site."""
+    """Where a prefix is tested, as fractions of K; a principal head has one rank per site, a coded one sees all."""
     fractions = ", ".join(f"1/{round(1 / stage)}" for stage in point.stages)
-    return {"prefix": fractions, "principal": "one rank"}.get(point.head, f"{fractions}, or one rank")
+    return {"prefix": fractions, "principal": "one rank", "coded": "all, in 8 bits"}.get(
+        point.head, f"{fractions}, or one rank"
+    )
 
 
 def _drop_cell(points: float) -> Cell:

@@ -29,7 +29,7 @@ class Wanted:
         max_drop: in the unit of the metric.
         confidence: that new examples lose no more.
         objective: flops or latency.
-        head: auto, prefix or principal.
+        head: auto, prefix, principal or coded.
         sequential: thresholds on staged inputs.
         study: file of evaluations, or None.
         seed: of the bootstrap.

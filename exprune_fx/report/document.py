@@ -153,8 +153,8 @@ def staged_section(explanation: Explained) -> Section | None:
         ">tests",
     )
     note = (
-        f"K terms a neuron; the guard looks after so many of them (or at a head of that rank); alive: neurons that go "
-        f"on after each stage, {source}; removed: of the site's dense FLOPs, tests counted."
+        f"K terms a neuron; the guard looks after so many of them (or at a head of that rank, or at all in 8 bits); "
+        f"alive: neurons that go on after each stage, {source}; removed: of the site's dense FLOPs, tests counted."
     )
     return Section("Staged sites", (note,), Table(columns(*titles), rows))
 

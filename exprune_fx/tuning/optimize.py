@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from exprune_fx.calibration.data import Batches, check_batches, read
-from exprune_fx.calibration.frontier import Option, find_frontier
+from exprune_fx.calibration.frontier import Frontier, Option, find_frontier
 from exprune_fx.calibration.latency import decide_sites, machine_text, pieces_to_time
 from exprune_fx.calibration.observe import Data
 from exprune_fx.calibration.prepare import Prepared
@@ -108,7 +108,7 @@ def optimize(
             may be of another kind.
         objective: "flops", or "latency": of what the budget allows, only what is faster on this machine, settled on
             whole compiled graphs. What other sites would have cost is spent on those that are.
-        head: "prefix", "principal", or "auto".
+        head: "prefix", "principal", "coded", or "auto"; see `calibrate`.
         sequential: before a plan is evaluated, make its thresholds again on staged inputs, as `calibrate` can; slow.
         latency_batch: what "latency" times, in the form of a batch: give one as large as those that you will run. By
             default calibration examples, as many at once as ``args`` holds.
@@ -131,8 +131,8 @@ def optimize(
     if not 0.5 <= confidence < 1:
         raise PlanError(f"the confidence is {confidence!r}", hint="give a number of at least 0.5, and below 1")
     aim = check_objective(objective)
-    request = Request(Calibrated(BUDGETS[-1]), STAGES, head, "flops")
-    check_request(request if aim == "flops" else Request(request.guard, STAGES, head, aim))
+    request = Request(Calibrated(BUDGETS[-1]), STAGES, head, aim)
+    check_request(request)
     check_batches(batches)
     check_alone(aim, sequential)
     gm = capture(model, args, kwargs, dynamic_shapes)
@@ -190,7 +190,7 @@ def _by_the_clock(
         return plan, search.dense, found
     assert found.rung is not None  # else nothing was allowed, and the plan is dense
     score = search.score(plan)
-    search.tried(score, "clock", found.rung.damage, _removed(plan, search.frontier.options))
+    search.tried(score, "clock", found.rung.damage, _removed(plan, search.frontier))
     if search.dense.value - score.value <= search.max_drop:
         return plan, score, found
     dense = search.plan(None).sites
@@ -201,9 +201,13 @@ def _timed(
     search: Search, found: Found, graph: Prepared, given: Sequence[object]
 ) -> tuple[dict[str, tuple[SitePlan, ...]], set[str]]:
     """Of ways that lose no more energy at a site than the chosen rung does, the fastest; and where none was faster."""
-    options = search.frontier.options
+    options, coded = search.frontier.options, search.frontier.coded
     allowed = {} if found.rung is None else found.rung.options
-    candidates = {name: _within(options[name], option.energy_lost) for name, option in allowed.items()}
+    candidates = {
+        name: _within((*options[name], *coded.get(name, ())), option.energy_lost)
+        for name, option in allowed.items()
+        if len(options[name]) > 1
+    }
     refusals = {
         site.name: "" if candidates.get(site.name) else options[site.name][0].entry.reason for site in graph.sites
     }
@@ -213,15 +217,15 @@ def _timed(
     return plans, set(entries) - gaining
 
 
-def _removed(plan: Plan, options: Mapping[str, Sequence[Option]]) -> float:
+def _removed(plan: Plan, frontier: Frontier) -> float:
     """FLOPs of one example that a plan of a frontier's entries is expected to save."""
     chosen = {(entry.site, entry.head, entry.stages, entry.guard) for entry in plan.staged}
-    return sum(
-        option.flops_removed
-        for found in options.values()
-        for option in found
-        if (option.entry.site, option.entry.head, option.entry.stages, option.entry.guard) in chosen
-    )
+    found = {
+        (option.entry.site, option.entry.head, option.entry.stages, option.entry.guard): option.flops_removed
+        for options in (*frontier.options.values(), *frontier.coded.values())
+        for option in options
+    }
+    return sum(found[key] for key in chosen if key in found)
 
 
 def _within(options: Sequence[Option], energy_lost: float) -> list[Option]:

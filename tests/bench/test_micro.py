@@ -33,11 +33,11 @@ def test_a_feed_forward_block_has_the_promised_shares(
     assert subject.inputs[0][0].dtype == dtype
 
 
-@pytest.mark.parametrize("head", ["prefix", "principal"])
-def test_a_convolution_has_the_promised_share(head: HeadKind) -> None:
+@pytest.mark.parametrize(("head", "stage"), [("prefix", 4), ("principal", 4), ("coded", 32)])
+def test_a_convolution_has_the_promised_share(head: HeadKind, stage: int) -> None:
     subject = micro.make_conv(32, 8, head, torch.float32, 1, silent)
     (entry,) = subject.plan.staged
-    assert (entry.head, entry.stages) == (head, (4,))
+    assert (entry.head, entry.stages) == (head, (stage,))
     touched = count_touched(transform(subject.gm, subject.plan, lower=False), subject.inputs)
     assert touched.stopped_fraction == pytest.approx(0.65, abs=0.01)  # thresholds are quantiles of these very images
     assert touched.zero_fraction >= 0.65

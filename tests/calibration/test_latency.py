@@ -160,8 +160,11 @@ def test_all_ways_compute_the_same(model: nn.Module, data: Tensor) -> None:
     gm = normalise(captured(model, data))
     groups = symmetries(gm)
     sites = find_sites(gm, groups)
-    plan = plan_for(gm, Calibrated(0.1), count=1, threshold=-torch.inf)
-    tried = {entry.site: [entry] for entry in plan.sites}
+    plans = [plan_for(gm, Calibrated(0.1), count=1, threshold=-torch.inf, coded=coded) for coded in (False, True)]
+    tried = {
+        site.name: list({entry.head: entry for plan in plans if (entry := plan.for_site(site.name))}.values())
+        for site in sites
+    }
     seen: list[Walks] = []
     decide_sites(gm, groups, sites, tried, {}, [(data[:2],)], fake(lambda site, way: 1.0, seen))
     results: dict[object, list[Tensor]] = {}
@@ -242,6 +245,18 @@ def test_calibrate_times_the_shorter_lists_too(monkeypatch: pytest.MonkeyPatch) 
         *("prefix stages at 4", "prefix stages at 8", "prefix stages at 4, 8", "prefix stages at 4, 8, 16"),
         *("principal head of rank 2", "principal head of rank 4", "principal head of rank 8"),
     }
+    assert Plan.from_dict(plan.to_dict()) == plan
+
+
+def test_coded_heads_are_timed_where_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "settle", _by_their_own_times)
+    monkeypatch.setattr(latency, "measure_walks", fake(lambda site, way: 1e-4 if way == "coded head" else 1e-3))
+    gm = captured(cnn(), images())
+    plan = calibrate(gm, batches(images()), Calibrated(0.02), objective="latency")
+    tried = {entry.site: entry.timing.tried for entry in plan.sites if entry.timing}
+    assert ["coded head" in tried[name] for name in ("0", "3", "6")] == [False, True, True]
+    assert [entry.head for entry in plan.sites] == ["dense", "coded", "coded"]
+    assert all(any("rank" in way for way in found) for found in tried.values()), "the others are tried beside it"
     assert Plan.from_dict(plan.to_dict()) == plan
 
 

@@ -175,7 +175,7 @@ def pooled() -> tuple[fx.GraphModule, Tensor]:
     return _captured(nn.MaxPool2d(2))
 
 
-@pytest.mark.parametrize("head", ["principal", "prefix"])
+@pytest.mark.parametrize("head", ["principal", "prefix", "coded"])
 def test_calibrate_makes_rivals_and_expects_what_is_measured(
     pooled: tuple[fx.GraphModule, Tensor], head: HeadChoice
 ) -> None:

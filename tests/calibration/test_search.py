@@ -58,7 +58,7 @@ def test_a_plan_survives_json(plan: Plan, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=str)
-@pytest.mark.parametrize("head", ["prefix", "principal"])
+@pytest.mark.parametrize("head", ["prefix", "principal", "coded"])
 def test_what_was_counted_is_what_the_staged_graph_does(graph: fx.GraphModule, guard: Guard, head: Any) -> None:
     """One staged site at a time: deeper ones see the same inputs as in calibration only if nothing else stops."""
     plan = calibrate(graph, batches(images()), guard, head=head)
@@ -75,7 +75,7 @@ def _only(plan: Plan, kept: SitePlan) -> Plan:
     return Plan(tuple(entries), plan.orders)
 
 
-@pytest.mark.parametrize("head", ["prefix", "principal"])
+@pytest.mark.parametrize("head", ["prefix", "principal", "coded"])
 @pytest.mark.parametrize("budget", [0.0, 0.01, 0.1])
 def test_no_neuron_loses_more_than_the_budget(graph: fx.GraphModule, head: Any, budget: float) -> None:
     """On the staged graph itself, against the dense activations: nothing that calibration computed is believed."""
@@ -210,6 +210,27 @@ def test_grouped_convolutions_get_prefix_heads_only() -> None:
     plan = calibrate(gm, batches(images()), head="principal")
     assert plan.sites[1].head in ("prefix", "dense")
     assert "grouped" in plan.sites[1].reason or "prefix" in plan.sites[1].reason
+
+
+def test_coded_heads_are_where_they_may_be_and_prefixes_elsewhere(graph: fx.GraphModule) -> None:
+    """The first convolution reads three channels. Nobody asked for coded heads without saying so."""
+    plan = calibrate(graph, batches(images()), Calibrated(0.05), head="coded")
+    assert [entry.head for entry in plan.sites[1:]] == ["coded", "coded"]
+    assert [entry.stages for entry in plan.sites[1:]] == [(16,), (24,)]
+    assert plan.orders == {}, "no prefix was asked for"
+    first = plan.sites[0]
+    assert first.head in ("prefix", "dense")
+    assert first.head == "dense" or "no coded head: its 3 input channels are no multiple of 4" in first.reason
+    assert all(entry.reason.startswith("coded head: ") for entry in plan.sites[1:])
+    assert {entry.head for entry in calibrate(graph, batches(images()), Calibrated(0.05)).sites} <= {
+        "dense", "prefix", "principal",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("guard", [Bound(), StatsTest(0.1)], ids=str)
+def test_a_guard_without_coded_heads_gets_prefixes(graph: fx.GraphModule, guard: Guard) -> None:
+    plan = calibrate(graph, batches(images()), guard, head="coded")
+    assert {entry.head for entry in plan.sites} <= {"prefix", "dense"}
 
 
 def test_a_model_without_sites_gives_an_empty_plan() -> None:

@@ -44,6 +44,18 @@ def test_what_it_expects_is_what_the_staged_graph_does(plans: tuple[Plan, Plan])
     assert max(off) > 2e-3, "else the other assertion says nothing"
 
 
+def test_coded_heads_get_thresholds_on_staged_inputs_too() -> None:
+    graph = captured(cnn(), images(32))
+    plain, again = (
+        calibrate(graph, batches(images(32)), BUDGET, head="coded", sequential=each) for each in (False, True)
+    )
+    assert [entry.head for entry in again.sites[1:]] == ["coded", "coded"]
+    assert plain.sites[2].thresholds != again.sites[2].thresholds
+    found = measure(transform(graph, again, lower=False), batches(images(32)))
+    for entry in again.staged:
+        assert found.alive_fraction[entry.site] == pytest.approx(entry.alive_fraction[-1], abs=1e-3)
+
+
 def test_a_guard_without_thresholds_is_left_as_it_is() -> None:
     graph = captured(cnn(), images(32))
     plain, again = (calibrate(graph, batches(images(32)), Threshold(0.0), sequential=each) for each in (False, True))

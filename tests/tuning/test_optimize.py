@@ -229,6 +229,38 @@ def test_what_slow_sites_would_have_cost_is_spent_on_the_others(monkeypatch: pyt
     assert second[fast].guard.budget > first[fast].guard.budget
 
 
+def test_by_the_clock_coded_heads_are_timed_whatever_their_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["exprune_fx.tuning.optimize"]
+    monkeypatch.setattr(module, "check_request", lambda _: None)  # which asks for kernels
+    monkeypatch.setattr(module, "pieces_to_time", pieces)
+    timed: list[dict[str, set[str]]] = []
+
+    def decide(_gm: object, _groups: object, sites: Any, entries: Any, _refusals: Any, _given: object) -> Any:
+        timed.append({name: {entry.head for entry in some} for name, some in entries.items()})
+        coded = {name: next((e for e in some if e.head == "coded"), None) for name, some in entries.items()}
+        return {"likes": tuple(coded.get(site.name) or dense_entry(site, "slow") for site in sites)}
+
+    monkeypatch.setattr(module, "decide_sites", decide)
+    monkeypatch.setattr(module, "settle", lambda _gm, _groups, _sites, plans, _given: Settled(plans["likes"]))
+    data, other = images(48), images(32, seed=5)
+    with torch.no_grad():
+        expected = cnn()(other)
+
+    def evaluate(model: Any) -> Tensor:
+        with torch.no_grad():
+            closeness: Tensor = 1 - (model(other) - expected).square().sum(1) / expected.square().sum(1)
+        return closeness
+
+    best = ex.optimize(
+        cnn(), (data[:4],), None, BATCH, batches=batches(data), evaluate=evaluate, max_drop=0.05, objective="latency"
+    )
+    assert any(len(heads) > 1 and "coded" in heads for heads in timed[0].values())
+    assert {entry.head for entry in best.plan.staged} == {"coded"}
+    assert best.report.trials[-1].allocation == "clock"
+    assert best.report.trials[-1].fraction_removed > 0
+    assert best.report.selection.drop <= 0.05
+
+
 # --- the frontier -----------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +283,25 @@ def test_the_frontier_says_what_calibrate_finds_at_each_budget() -> None:
             assert option.entry.alive_fraction[0] == pytest.approx(entry.alive_fraction[0], abs=0.03)
             assert option.entry.fraction_removed == pytest.approx(entry.fraction_removed, abs=0.03)
     assert any(len(found) > 3 for found in frontier.options.values())
+    assert not any(frontier.coded.values())
     for found in frontier.options.values():
         removed, lost = [o.flops_removed for o in found], [o.energy_lost for o in found]
         assert removed == sorted(set(removed))
         assert lost == sorted(lost)
+
+
+@pytest.mark.parametrize(("head", "objective"), [("coded", "flops"), ("auto", "latency"), ("auto", "flops")])
+def test_the_frontier_keeps_every_coded_head_for_the_clock(head: Any, objective: Any) -> None:
+    gm = captured(cnn(), images(32))
+    request = Request(Calibrated(BUDGETS[-1]), STAGES, head, objective)
+    frontier = find_frontier(Prepared.of(gm), Data(batches(images(32))), request, BUDGETS)
+    asked = (head, objective) != ("auto", "flops")
+    assert {name: len(found) for name, found in frontier.coded.items()} == {
+        "0": 0, "3": asked * len(BUDGETS), "6": asked * len(BUDGETS),
+    }  # fmt: skip
+    for found in frontier.coded.values():
+        assert {option.entry.head for option in found} <= {"coded"}
+        assert [option.energy_lost for option in found] == sorted(option.energy_lost for option in found)
+    heads = {option.entry.head for option in frontier.options["3"]}
+    assert ("coded" in heads) <= asked
+    assert ("prefix" in heads or "principal" in heads) == (head == "auto")

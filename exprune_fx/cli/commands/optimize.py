@@ -35,7 +35,7 @@ def optimize(
         float, typer.Option("--confidence", help="How sure to be that new examples lose no more: 0.5 expects it.")
     ] = 0.5,
     objective: Annotated[str, typer.Option("--objective", help="flops or latency.")] = "flops",
-    head: Annotated[str, typer.Option("--head", help="auto, prefix or principal.")] = "auto",
+    head: Annotated[str, typer.Option("--head", help="auto, prefix, principal or coded.")] = "auto",
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Make thresholds again on staged inputs; slow.")
     ] = False,

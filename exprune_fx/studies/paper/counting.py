@@ -10,6 +10,8 @@ What it counts, as read in its published code, and what is counted here:
   of a residual sum, of a message that is scaled or added up. These are the same dense and staged, under 1 % of a CNN;
 - principal heads, which the paper does not have: both factors of the head, 2 for each multiply-add, then a neuron that
   goes on is computed whole;
+- coded heads, which the paper does not have either: half a FLOP for each 8-bit multiply-add, as `exprune_fx.cost`
+  counts, then as behind a principal head;
 - matrix products of two activations and attention: 2 for each multiply-add.
 
 Pooling and softmax are not counted. ``Tally.fraction_removed`` is 1 - staged / dense of these sums.
@@ -258,6 +260,9 @@ def _staged(site: Site, plan: SitePlan, layer: _Layer, counter: _Counter) -> tup
         head = 2 * rank * (inputs * site.terms * site.block + positions * len(layer.terms) * kernel)
         tests = positions * len(layer.terms)
         return whole, head + float((going[1] * layer.whole).sum()), float(tests)
+    if plan.head == "coded":
+        products = float(positions) * len(layer.terms) * site.elements
+        return whole, 0.5 * products + float((going[1] * layer.whole).sum()), float(positions * len(layer.terms))
     done, tests_sum, before = 0.0, 0.0, 0
     for share, end in zip(going, (*plan.stages, site.terms), strict=True):
         terms = layer.terms[:, before:end]

@@ -67,6 +67,21 @@ def test_principal_heads_cost_what_measure_says() -> None:
     )
 
 
+def test_coded_heads_cost_what_measure_says() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()).eval()
+    x = torch.randn(40, 4, 9, 9)
+    gm = ex.capture(model, (x[:3],), dynamic_shapes=({0: Dim.AUTO},))
+    plan = ex.calibrate(gm, [(x,)], guard=ex.Calibrated(0.2), head="coded", objective="flops")
+    assert {entry.head for entry in plan.sites} == {"coded"}
+    staged = ex.transform(gm, plan, lower=False)
+    tally, measured = Counting(gm, sparse=False).tally(staged, [(x,)]), ex.measure(staged, [(x,)])
+    assert tally.dense - tally.staged == pytest.approx(
+        measured.flops_dense - measured.flops_staged - measured.flops_overhead
+    )
+    assert tally.overhead == measured.flops_overhead
+
+
 def test_weights_that_are_zero_cost_nothing() -> None:
     model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False), nn.ReLU())
     model.append(nn.Linear(3, 2, bias=False)).eval()
