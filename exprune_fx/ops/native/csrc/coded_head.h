@@ -183,11 +183,11 @@ static inline void ticks_piece(const void* context, int64_t row) {
 // --- the sums -------------------------------------------------------------------------------------------------------
 
 constexpr int kFewLaneNeurons = W == 16 ? 16 : 4;  // of a register tile of one vector of pixels
-constexpr int kQuarterLanes = 4;                   // pixels of a panel whose vectors hold four numbers of each
+constexpr int kQuarterLanes = W == 16 ? 4 : 0;     // pixels of a panel whose vectors hold four numbers of each
 
 // Pixels of the panels of a coded head.
 EXPRUNE_INLINE int coded_lanes(const Site& site, int64_t pixels) {
-  const bool quarters = W == 16 && pixels <= kQuarterLanes && site.head_input.channels % 4 == 0;
+  const bool quarters = pixels <= kQuarterLanes && site.head_input.channels % 4 == 0;
   return quarters ? kQuarterLanes : (pixels <= W ? W : kLaneTile);
 }
 
@@ -198,7 +198,7 @@ static inline void fill_coded_panel(Tile& tile, float* panel, int64_t row) {
   enter(tile, chunk.plane);
   for (const Run* run = chunk.runs + chunk.of_row[row]; run != chunk.runs + chunk.of_row[row + 1]; ++run) {
     for (int64_t i = 0; i < run->length; i += 4) {
-      for (int j = 0; j < kQuarterLanes; ++j, panel += 4) {
+      for (int j = 0; j < tile.lanes; ++j, panel += 4) {
         const int64_t field = tile.offsets[j < tile.count ? j : 0];
         memcpy(panel, tile.site.head_input.data + field + run->input + i, 4 * sizeof(float));
       }
@@ -277,7 +277,8 @@ static inline void coded_neurons(Tile& tile, const TileTicks& ticks, int first, 
   const int64_t quads = g.kernel_rows * g.kernel_columns * site.head_input.channels;
   const int32_t* rows[N];
   for (int n = 0; n < N; ++n) rows[n] = static_cast<const int32_t*>(site.head_weight.data) + (neurons + n) * stride;
-  Asked<N> asked{site.large && neurons + 2 * N <= site.outputs ? N * stride : 0, {}, false};
+  const bool asks = site.large && neurons + 2 * N <= site.outputs;
+  Asked<N> asked{asks ? N * stride : 0, {}, false};
   also_ask(tile, before, rows, asked);
   Ints whole[N * V];
   if (site.coded.vnni) {
@@ -297,15 +298,15 @@ static inline void coded_neurons(Tile& tile, const TileTicks& ticks, int first, 
   keep_alive<N, V>(tile, first, sums);
 }
 
-// The heads of all neurons of a tile, and behind them `finish(first, last)` for all. Where weights come from memory, it
-// takes turns: the heads of some neurons compute while the rows of those before them come in.
+// The heads of all neurons of a tile, and behind them `finish(first, last)` for all. Where weights come from memory, the
+// heads of some neurons compute while the rows of those before them come in; few pixels take turns, while those are there.
 template <int N, int V, bool quarters, class Finish>
 static inline void coded_heads_of(Tile& tile, const float* panel, const Finish& finish) {
   const TileTicks ticks(tile);
-  const bool in_turns = tile.site.large && tile.site.coded.rest;
+  const bool from_memory = tile.site.large && tile.site.coded.rest, in_turns = from_memory && V == 1;
   int n = 0, finished = 0;
   for (; n + N <= tile.neurons; n += N) {
-    coded_neurons<N, V, quarters>(tile, ticks, n, panel, in_turns ? n - N : -1);
+    coded_neurons<N, V, quarters>(tile, ticks, n, panel, from_memory ? n - N : -1);
     if (in_turns && n) finish(n - N, n), finished = n;
   }
   for (; n < tile.neurons; ++n) coded_neurons<1, V, quarters>(tile, ticks, n, panel, -1);

@@ -20,6 +20,7 @@ namespace {
 
 
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
+constexpr int64_t kCodedChunk = 64;  // neurons: the first of them have no others' tails to come in meanwhile
 constexpr int64_t kChunk = 48;      // neurons: whole cache lines of results, whole register tiles of the head
 
 // How a site is cut into pieces of work.
@@ -146,6 +147,7 @@ void site(const Site& site, const Host& host) {
   const int64_t wanted = divide_up(kPieces, tiles);
   int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
   if (chunk > kMostNeurons) chunk = kMostNeurons;
+  if (coded && site.large && lanes < kLaneTile && chunk < kCodedChunk) chunk = kCodedChunk;
   Cut cut{&site, lanes, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, nullptr};
   if (site.head_in_pixel_lanes) {
     cut.panel_numbers = head_numbers(site) * lanes;
