@@ -20,7 +20,7 @@ from exprune_fx.graph.edits import (
     set_tensor,
     tensor_at,
 )
-from exprune_fx.ops.coded import numbers_of
+from exprune_fx.ops.coded import numbers_of, rest_of
 from exprune_fx.ops.native.fake import MOST_RIVALS
 from exprune_fx.ops.native.fake_coded import MOST_CODED_RIVALS
 from exprune_fx.pass_manager import PassResult
@@ -89,8 +89,7 @@ def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
     target = (operators.staged_linear_relu if site.is_linear else operators.staged_conv2d_relu).default
     walk = dict(zip(("stride", "padding", "dilation", "groups"), site.geometry, strict=not site.is_linear))
     lists = {"stages": list(site.stages), "window": list(site.window) or None}
-    tables = {"limits": _limits(gm, site), "code_numbers": _code_numbers(gm, site)}
-    given = {**vars(site), **walk, **lists, **tables}
+    given = {**vars(site), **walk, **lists, "limits": _limits(gm, site), **_code_tables(gm, site)}
     made = insert_call(gm, target, in_order(target, given), like=site.finish, made_by=made_by, before=site.finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
     replace_node(gm, site.finish, made)
@@ -110,12 +109,15 @@ def _limits(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
     return _table(gm, site, "limits", table)
 
 
-def _code_numbers(gm: fx.GraphModule, site: ReadableSite) -> fx.Node | None:
-    """What a kernel reads beside the codes of a coded head."""
+def _code_tables(gm: fx.GraphModule, site: ReadableSite) -> dict[str, fx.Node]:
+    """What a kernel reads beside the codes of a coded head; of a float32 weight also what it reads in its place."""
     if site.codes is None or site.scales is None:
-        return None
+        return {}
     codes, scales = (tensor_at(gm, str(node.target)) for node in (site.codes, site.scales))
-    return _table(gm, site, "code_numbers", numbers_of(codes, scales))
+    made = {"code_numbers": numbers_of(codes, scales)}
+    if site.weight.op == "get_attr" and site.weight.meta["val"].dtype == torch.float32:
+        made["code_rest"] = rest_of(tensor_at(gm, str(site.weight.target)).detach(), codes, scales)
+    return {name: _table(gm, site, name, table) for name, table in made.items()}
 
 
 def _table(gm: fx.GraphModule, site: ReadableSite, what: str, table: Tensor) -> fx.Node:

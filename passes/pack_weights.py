@@ -97,7 +97,7 @@ class _Wish:
 _FIRST = {"weight": layout.ROWS}
 _SECOND = {"weight_out": layout.COLUMNS}
 _WANTED = {
-    "exprune::staged_conv2d_relu": dict.fromkeys(("weight", "up", "codes"), layout.CHANNELS_LAST),
+    "exprune::staged_conv2d_relu": dict.fromkeys(("weight", "up", "codes", "code_rest"), layout.CHANNELS_LAST),
     "exprune::staged_linear_relu": _FIRST,
     "exprune::staged_ffn": _FIRST | _SECOND,
     "exprune::staged_gated_ffn": _FIRST | {"weight_value": layout.ROWS} | _SECOND,

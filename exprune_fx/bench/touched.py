@@ -3,7 +3,8 @@
 Only what makes up the time of a compiled model counts: linear layers, convolutions, matrix products, attention and
 staged sites, each with its inputs, weights and outputs read or written once. Pointwise operators are fused into these.
 Of a weight that has codes, the codes are counted and the rows of nonzero units; a few more rows, which the codes leave
-open, are not. Of a coded head too: one byte a weight, and a quarter of the FLOPs of a float32 product.
+open, are not. Of a coded head one byte a weight, at a quarter of the FLOPs of a float32 product, then of the outputs
+that go on the weights, or the 16 bits that complete the codes of float32 ones.
 A staged linear site reads of a weight's row what its stages got to see for at least one of the call's rows; a linear
 layer that alone reads a staged site's activation needs the columns of its nonzero units only (`staged_ffn`).
 """
@@ -218,7 +219,7 @@ def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int,
     size = x.element_size()
     weight = torch.empty(site.weight_shape, dtype=x.dtype, device="meta")
     if entry.head == "coded":
-        return (site.out_features + rows[-1] * size) * site.elements
+        return (site.out_features + rows[-1] * 2) * site.elements  # of 16-bit weights, or to complete codes
     if site.geometry is not None or not codes_pay(weight, x.numel() // x.shape[-1], staged=True):
         return _weight_elements(site, entry, rows) * size
     head_by_codes = entry.head == "prefix" and entry.guard is not None and not entry.guard.needs_squares

@@ -86,7 +86,7 @@ def test_a_convolution() -> None:
     assert touched.bytes == 4 * (100 + 100 + 4 * 4 * 9)
 
 
-def test_a_coded_head_reads_a_byte_a_weight_and_then_the_rows_that_go_on() -> None:
+def test_a_coded_head_reads_a_byte_a_weight_and_then_two_of_the_rows_that_go_on() -> None:
     model = ConvRelu(4).eval()
     gm = capture(model, (torch.ones(2, 4, 5, 5),), dynamic_shapes=({0: Dim.AUTO},))
     thresholds = torch.full((1, 4), -torch.inf)
@@ -95,7 +95,7 @@ def test_a_coded_head_reads_a_byte_a_weight_and_then_the_rows_that_go_on() -> No
     touched = count_touched(transform(gm, Plan((entry,)), lower=False), [(torch.ones(1, 4, 5, 5),)])
     assert touched.stopped_fraction == 0.25
     assert touched.flops == touched.flops_dense * (0.25 + 0.75) + 4 * 25
-    assert touched.bytes == 4 * (100 + 100) + 4 * 4 * 9 + 4 * (3 * 4 * 9)
+    assert touched.bytes == 4 * (100 + 100) + 4 * 4 * 9 + 2 * (3 * 4 * 9)
 
 
 def test_a_graph_that_was_not_staged_is_refused() -> None:

@@ -178,6 +178,29 @@ def test_codes_are_the_weight_but_for_half_a_scale(dtype: torch.dtype) -> None:
     assert bool((off <= scales.double().reshape(-1, 1, 1, 1) * (0.5 + 1e-5)).all())  # ratios round in float32
 
 
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_the_rest_completes_the_codes_to_24_bits(spread: float) -> None:
+    """Of rows with weights of one size, and of rows whose largest weight is far above the others."""
+    generator = torch.Generator().manual_seed(1)
+    weight = (
+        torch.randn(6, 8, 3, 3, generator=generator) * (spread * torch.randn(6, 8, 3, 3, generator=generator)).exp()
+    )
+    codes, scales = coded.codes_of(weight)
+    rest = coded.rest_of(weight, codes, scales)
+    assert rest.dtype is torch.int16
+    again = scales.double().reshape(-1, 1, 1, 1) * (codes.double() + rest.double() / 2**16)
+    largest = weight.double().abs().amax((1, 2, 3), keepdim=True)
+    off = (again - weight).abs() / (largest / (127 * 2**16))
+    assert float(off.quantile(0.99)) <= 0.51
+    assert float(off.max()) <= 1.6  # in the middle between two codes a rest of 2^15 is cut to one less
+
+
+def test_the_rest_of_weights_that_are_not_finite_is_nothing() -> None:
+    weight = torch.randn(2, 4, 1, 1)
+    weight[1, 0] = math.inf
+    assert not coded.rest_of(weight, *coded.codes_of(weight))[1].any()
+
+
 def test_an_output_without_weights_has_scale_one() -> None:
     weight = torch.randn(2, 4, 1, 1)
     weight[1] = 0

@@ -19,7 +19,7 @@ _WALK = "int[] stride, int[] padding, int[] dilation, int groups"
 SCHEMAS = {
     "staged_linear_relu": f"{_SITE}, Tensor? residual, {_HEAD}, int block, {_RULE}, str activation, {_CODES}",
     "staged_conv2d_relu": f"{_SITE}, Tensor? residual, {_HEAD}, {_RULE}, {_WALK}, str activation, "
-    "int[]? window=None, Tensor? codes=None, Tensor? code_numbers=None",
+    "int[]? window=None, Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_rest=None",
     "staged_ffn": (
         f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out, {_CODES}"
     ),
@@ -87,6 +87,7 @@ def _site(
     window: Any = None,
     codes: Any = None,
     code_numbers: Any = None,
+    code_rest: Any = None,  # noqa: ARG001 - the weight itself is at hand
 ) -> Any:
     """The reference chain of one site: head, guards, finish."""
     kind, dims = ("conv", weight.dim() - 2) if walk else ("linear", 0)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from exprune_fx.graph.edits import copy_graph_module, recompile
 from exprune_fx.graph.printing import python_text
 from exprune_fx.guards import Bound, Calibrated, Guard
-from exprune_fx.ops.coded import numbers_of
+from exprune_fx.ops.coded import numbers_of, rest_of
 from exprune_fx.passes.lower_sites import LowerSitesPass
 from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
@@ -63,8 +63,8 @@ GOLDEN_CONVOLUTIONS = """\
 
 
 GOLDEN_CODED = """\
-    staged_conv2d_relu_1 = exprune.staged_conv2d_relu(staged_conv2d_relu, conv1_folded_weight, conv1_folded_bias, None, None, None, [8], 'calibrated', 0.0, exprune_conv1_limits, [1, 1], [1, 1], [1, 1], 1, 'relu', None, exprune_conv1_codes, exprune_conv1_code_numbers)  # f32[s0, 8, 8, 8] conv1
-    staged_conv2d_relu_2 = exprune.staged_conv2d_relu(staged_conv2d_relu_1, conv2_folded_weight, conv2_folded_bias, staged_conv2d_relu, None, None, [8], 'calibrated', 0.0, exprune_conv2_limits, [1, 1], [1, 1], [1, 1], 1, 'relu', None, exprune_conv2_codes, exprune_conv2_code_numbers)  # f32[s0, 8, 8, 8] conv2
+    staged_conv2d_relu_1 = exprune.staged_conv2d_relu(staged_conv2d_relu, conv1_folded_weight, conv1_folded_bias, None, None, None, [8], 'calibrated', 0.0, exprune_conv1_limits, [1, 1], [1, 1], [1, 1], 1, 'relu', None, exprune_conv1_codes, exprune_conv1_code_numbers, exprune_conv1_code_rest)  # f32[s0, 8, 8, 8] conv1
+    staged_conv2d_relu_2 = exprune.staged_conv2d_relu(staged_conv2d_relu_1, conv2_folded_weight, conv2_folded_bias, staged_conv2d_relu, None, None, [8], 'calibrated', 0.0, exprune_conv2_limits, [1, 1], [1, 1], [1, 1], 1, 'relu', None, exprune_conv2_codes, exprune_conv2_code_numbers, exprune_conv2_code_rest)  # f32[s0, 8, 8, 8] conv2
 """
 
 
@@ -108,6 +108,8 @@ def test_golden_coded() -> None:
     codes, scales = (before.get_buffer(f"exprune.conv1.{name}") for name in ("codes", "code_scales"))
     assert torch.equal(after.get_buffer("exprune.conv1.codes"), codes)
     assert torch.equal(after.get_buffer("exprune.conv1.code_numbers"), numbers_of(codes, scales))
+    rest = rest_of(before.get_parameter("conv1.folded_weight"), codes, scales)
+    assert torch.equal(after.get_buffer("exprune.conv1.code_rest"), rest)
     assert "exprune.conv1.code_scales" not in dict(after.named_buffers()), "the readable form's scales are gone"
 
 
@@ -118,6 +120,7 @@ def test_a_coded_head_stops_those_that_its_readable_form_stops(dtype: torch.dtyp
     gm, _ = captured(randomised(OneConv(8)), 8, 9, 7, dtype=dtype)
     before = StageSitesPass(plan_for(gm, Calibrated(0.1), threshold=threshold, coded=True))(gm).graph_module
     after = LowerSitesPass()(before).graph_module
+    assert ("exprune.conv.code_rest" in dict(after.named_buffers())) == (dtype == torch.float32)
     x = torch.randn(16, 8, 9, 7, generator=torch.Generator().manual_seed(2)).to(dtype)
     x[5:] = x[5:].relu()
     x[3, 2, 1, 4] = float("nan")

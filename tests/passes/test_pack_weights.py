@@ -67,7 +67,7 @@ def test_codes_become_channels_last() -> None:
     gm, x = captured(randomised(ResidualNet()), 3, 8, 8)
     before = LowerSitesPass()(staged(gm, Calibrated(0.1), coded=True)).graph_module
     after = PackWeightsPass()(before).graph_module
-    for name in ("exprune.conv1.codes", "exprune.conv2.codes"):
+    for name in ("exprune.conv1.codes", "exprune.conv2.codes", "exprune.conv1.code_rest", "exprune.conv2.code_rest"):
         old, new = before.get_buffer(name), after.get_buffer(name)
         assert torch.equal(new, old)
         assert new.is_contiguous(memory_format=torch.channels_last)

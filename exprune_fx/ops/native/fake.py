@@ -224,13 +224,14 @@ def staged_conv2d_relu(
     window: Sequence[int] | None = None,
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
+    code_rest: Tensor | None = None,
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last.
 
     Raises:
         KernelError: an argument does not fit, or there are several groups.
     """
-    head, rule = CodedHead(codes, code_numbers), (guard, limits, activation)
+    head, rule = CodedHead(codes, code_numbers, code_rest), (guard, limits, activation)
     site = _Site("staged_conv2d_relu", x, weight, bias, down, up, stages, 1, *rule, coded=head.is_there)
     site.require(x.dim() == 4, f"x is {list(x.shape)}, not [N, C, H, W]")
     site.require(weight.dim() == 4, f"weight is {list(weight.shape)}, not [out, C, kh, kw]")

@@ -22,10 +22,12 @@ class CodedHead:
     Attributes:
         codes: int8 [out, K, kh, kw], or None where the head is not coded.
         numbers: float32 [2, out], scales and sums of codes; None with the codes.
+        rest: int16 [out, K, kh, kw], from which a float32 weight is computed with in its place, or None.
     """
 
     codes: Tensor | None
     numbers: Tensor | None
+    rest: Tensor | None
 
     @property
     def is_there(self) -> bool:
@@ -42,8 +44,9 @@ class CodedHead:
             up: a principal head's second factor, or None.
             rivals: neurons in a window; 1 without windows.
         """
-        codes, numbers = self.codes, self.numbers
+        codes, numbers, rest = self.codes, self.numbers, self.rest
         require((codes is None) == (numbers is None), "codes and code_numbers", "give both or none")
+        require(rest is None or codes is not None, "code_rest without codes", "give both or none")
         if codes is None or numbers is None:
             return
         shape = list(weight.shape)
@@ -59,3 +62,7 @@ class CodedHead:
         ):
             require(table.dtype == dtype, f"{name} are {table.dtype}", f"give {dtype}")
             require(list(table.shape) == expected, f"{name} is {list(table.shape)}, not {expected}", "make them again")
+        if rest is not None:
+            require(rest.dtype == torch.int16, f"code_rest is {rest.dtype}", "give torch.int16")
+            require(list(rest.shape) == shape, f"code_rest is {list(rest.shape)}, not {shape}", "make it again")
+            require(weight.dtype == torch.float32, f"code_rest of {weight.dtype}", "it completes a float32 weight")

@@ -96,6 +96,7 @@ def staged_conv2d_relu(
     window: list[int] | None = None,
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
+    code_rest: Tensor | None = None,  # noqa: ARG001 - the weight itself is at hand
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W']."""
     assert window is None, "rivals are held against a truth of their own"

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
-from exprune_fx.ops.coded import codes_of, numbers_of
+from exprune_fx.ops.coded import codes_of, numbers_of, rest_of
 from exprune_fx.ops.native import fake
 from exprune_fx.staging.arguments import names_of
 from tests.ops.native.cases import Arguments, Conv, Linear
@@ -26,7 +26,7 @@ def coded() -> Arguments:
     case = Conv(terms=8, out=5, stages=(8,), guard="calibrated", residual=True)
     arguments = case.arguments()
     codes, scales = codes_of(arguments[1])
-    return (*arguments, None, codes, numbers_of(codes, scales))
+    return (*arguments, None, codes, numbers_of(codes, scales), rest_of(arguments[1], codes, scales))
 
 
 CALLS: dict[str, tuple[str, Arguments]] = {
@@ -161,6 +161,21 @@ def coded_but(**changes: object) -> dict[str, object]:
 REFUSED_CODED: dict[str, tuple[dict[str, object], str]] = {
     "no numbers": ({"code_numbers": None}, "codes and code_numbers"),
     "no codes": ({"codes": None}, "codes and code_numbers"),
+    "a rest of nothing": ({"codes": None, "code_numbers": None}, "code_rest without codes"),
+    "a rest of another shape": (
+        {"code_rest": torch.zeros(5, 8, 3, 1, dtype=torch.int16)},
+        r"code_rest is \[5, 8, 3, 1\], not \[5, 8, 3, 3\]",
+    ),
+    "a rest in int32": ({"code_rest": torch.zeros(5, 8, 3, 3, dtype=torch.int32)}, "code_rest is torch.int32"),
+    "a rest of a half weight": (
+        {
+            "x": torch.zeros(2, 8, 5, 4).half(),
+            "weight": torch.zeros(5, 8, 3, 3).half(),
+            "bias": torch.zeros(5).half(),
+            "residual": None,
+        },
+        "code_rest of torch.float16",
+    ),
     "another rule": ({"guard": "bound", "limits": torch.zeros(1, 2, 5)}, "guard 'bound' with a coded head"),
     "some terms": ({"stages": [4]}, r"a coded head with stages \[4\]"),
     "two stages": ({"stages": [4, 8], "limits": torch.zeros(2, 5)}, r"a coded head with stages \[4, 8\]"),
