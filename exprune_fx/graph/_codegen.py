@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch import nn
+from torch.fx.graph import _format_target, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 _CHECK = 'if not torch.compiler.is_compiling() and hasattr(self, "input_check")'
+_UNCOMPILED = "_uncompiled_"
+_CHECK_AND_NOTE = _CHECK.replace("not torch", f"({_UNCOMPILED} := not torch").replace("()", "())", 1)
+_ASSIGNMENT = re.compile(r"^(    \w+ = )(.+)$", re.MULTILINE)
+READER = "_attribute_of_"  # unlike any argument's name
 
 
 class DialectCodeGen(_PyTreeCodeGen):
@@ -47,6 +54,42 @@ class DialectCodeGen(_PyTreeCodeGen):
             if spec.type in (tuple, list, dict) and _all_leaves(spec):
                 return f"return {_container(spec, leaves)}"
         return str(super().generate_output(output_args, descs=descs, **kwargs))
+
+
+def with_direct_reads(src: str, targets: Iterable[str]) -> str:
+    """The same code, line by line, but outside of a compiler it reads tensors by `attribute_of`, named `READER` there.
+
+    To `nn.Module` an attribute is missing before its ``__getattr__`` finds it, at every dot: with caches that large
+    weights have just emptied, that takes some microseconds for each tensor. A compiler reads attributes as they are
+    written: what it knows of parameters hangs on that.
+
+    Args:
+        src: code of `DialectCodeGen`; it is left alone if it does not begin with the check.
+        targets: of the graph's get_attr nodes.
+    """
+    if _CHECK not in src:
+        return src
+    reads = {_format_target("self", target): target for target in targets}
+
+    def direct(line: re.Match[str]) -> str:
+        start, read = line.groups()
+        return f"{start}{_direct(reads[read])} if {_UNCOMPILED} else {read}" if read in reads else line[0]
+
+    return _ASSIGNMENT.sub(direct, src.replace(_CHECK, _CHECK_AND_NOTE, 1))
+
+
+def attribute_of(module: nn.Module, name: str) -> object:
+    """What `module` holds under a name at this moment: ``getattr``, but faster for parameters and buffers."""
+    parameter = module._parameters.get(name)
+    if parameter is not None:
+        return parameter
+    buffer = module._buffers.get(name)
+    return getattr(module, name) if buffer is None else buffer
+
+
+def _direct(target: str) -> str:
+    *path, name = target.split(".")
+    return f"{READER}(self{''.join(f'._modules[{part!r}]' for part in path)}, {name!r})"
 
 
 def _tuple(names: list[str]) -> str:

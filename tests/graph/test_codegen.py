@@ -79,6 +79,79 @@ def test_a_compiled_graph_is_guarded_by_the_compiler_alone() -> None:
     assert len(called) == 1
 
 
+class Layers(nn.Module):
+    """A parameter and a buffer at the top, others under names that are numbers, or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3))
+        self.scale = nn.Parameter(torch.full((3,), 2.0))
+        self.register_buffer("shift", torch.arange(3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x) * self.scale + self.shift
+        return out
+
+
+@pytest.fixture
+def layers() -> tuple[nn.Module, fx.GraphModule]:
+    torch.manual_seed(0)
+    model = Layers().eval()
+    return model, capture(model, (X,))
+
+
+def test_tensors_are_read_without_looking_for_them(
+    layers: tuple[nn.Module, fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, gm = layers
+    want, find = model(X), nn.Module.__getattr__
+    looked: list[str] = []
+
+    def look(module: nn.Module, name: str) -> Any:
+        looked.append(name)
+        return find(module, name)
+
+    monkeypatch.setattr(nn.Module, "__getattr__", look)
+    assert torch.equal(gm(X), want)
+    assert not looked
+    assert "self.scale" in gm.code  # which stays as it is to be read
+    assert "_modules" not in gm.code
+
+
+def test_every_call_reads_what_is_there_then(layers: tuple[nn.Module, fx.GraphModule]) -> None:
+    model, gm = layers
+    gm(X)
+    linear = gm.get_submodule("layers.0")
+    state = {name: value.double() + 1 for name, value in gm.state_dict().items()}
+    gm.double().load_state_dict(state)
+    model.double().load_state_dict(state, strict=False)
+    assert torch.equal(gm(X.double()), model(X.double()))
+    zero = {name: torch.zeros_like(value) for name, value in gm.state_dict().items()}
+    assert not torch.func.functional_call(gm, zero, (X.double(),)).any()
+    weight = linear.get_parameter("weight")
+    del linear.weight  # and is found as any attribute then
+    linear.weight = weight.detach() * 2
+    assert not torch.equal(gm(X.double()), model(X.double()))
+    gm.set_submodule("layers.0", model.get_submodule("layers.0"))
+    assert torch.equal(gm(X.double()), model(X.double()))
+
+
+def test_a_compiler_reads_attributes_as_written(layers: tuple[nn.Module, fx.GraphModule]) -> None:
+    _, gm = layers
+    with torch.no_grad():
+        want = gm(X)
+        gm.forward.__globals__["_attribute_of_"] = None  # which it does not call
+        compiled = torch.compile(gm, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(X), want)
+
+
+def test_tensors_are_attributes_when_it_is_traced_again(layers: tuple[nn.Module, fx.GraphModule]) -> None:
+    model, gm = layers
+    traced = fx.symbolic_trace(gm)
+    assert {str(n.target) for n in traced.graph.nodes if n.op == "get_attr"} >= {"scale", "shift", "layers.0.weight"}
+    assert torch.equal(traced(X), model(X))
+
+
 def test_tracing_it_again_records_the_operations_alone() -> None:
     gm = capture(Answers(lambda a, b: a), (X,), {"y": Y})
     traced = fx.symbolic_trace(gm)
