@@ -67,7 +67,7 @@ def assert_close(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: st
 
 
 @torch.no_grad()
-def check(program: Program, guard: Guard, threshold: float, principal: bool) -> None:
+def check(program: Program, guard: Guard, threshold: float, head: str) -> None:
     generator = torch.Generator().manual_seed(0)
     model = RandomModel(program)
     randomise(model, generator)
@@ -76,11 +76,13 @@ def check(program: Program, guard: Guard, threshold: float, principal: bool) -> 
     gm = capture(model.float(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     normalised = normalise(gm)
     sites = find_sites(normalised)
-    plan = plan_for(normalised, guard, threshold=threshold, principal=principal)
+    principal = head == "principal"
+    plan = plan_for(normalised, guard, threshold=threshold, principal=principal, coded=head == "coded")
     if principal:
         plan = without(plan, {site.name for site in sites if site.geometry and site.geometry.groups > 1})
     lowered = transform(gm, plan)
     fused = sum(node.meta.get(ROLE_KEY) == "fused" for node in lowered.graph.nodes)
+    event("coded", sum(entry.head == "coded" for entry in plan.sites))
     event("fused", fused if fused < 3 else "3 or more")
     assert fused + sum(KEPT_KEY in node.meta for node in lowered.graph.nodes) == len(plan.staged)
     assert_close(lowered(x), transform(gm, plan, lower=False)(x), "staged")
@@ -98,9 +100,9 @@ def test_lowered_random_graphs_equal_readable_ones(shard: int) -> None:
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
-    @given(programs(), st.sampled_from(RULES), st.booleans())
-    def property_of(program: Program, rule: tuple[Guard, float], principal: bool) -> None:
+    @given(programs(), st.sampled_from(RULES), st.sampled_from(["prefix", "principal", "coded"]))
+    def property_of(program: Program, rule: tuple[Guard, float], head: str) -> None:
         guard, threshold = rule
-        check(program, guard, threshold, principal and "principal" in guard.heads)
+        check(program, guard, threshold, head if head in guard.heads else "prefix")
 
     property_of()

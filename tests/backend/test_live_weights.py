@@ -16,7 +16,7 @@ from tests.backend.test_ways_in import Inner
 MODELS: dict[str, tuple[type[nn.Module], Any]] = {"cnn": (SmallCnn, images), "blocks": (Blocks, lambda n: tokens(n, 5))}
 
 
-CASES = [("cnn", "prefix"), ("blocks", "prefix"), ("blocks", "principal")]
+CASES = [("cnn", "prefix"), ("blocks", "prefix"), ("blocks", "principal"), ("cnn", "coded")]
 
 
 @pytest.mark.parametrize("freeze", [False, True])

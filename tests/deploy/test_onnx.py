@@ -72,6 +72,16 @@ def test_squares_residuals_and_gates(kind: type[nn.Module], shape: tuple[int, ..
         assert float(distances(graph, model, batch).max()) < 1e-4  # outputs are of order 10; no neuron on its threshold
 
 
+def test_coded_heads(tmp_path: Path) -> None:
+    """Sums of whole numbers are exact there too."""
+    _, graph, x = staged(*MODELS[0], coded=True)
+    assert "coded_conv" in graph.code
+    ex.export_onnx(graph, tmp_path / "model.onnx")
+    model = session(tmp_path / "model.onnx")
+    for batch in (x, x[:1], x[:3]):
+        assert float(distances(graph, model, batch).max()) < 1e-4  # outputs are of order 10
+
+
 def test_the_lowered_form_is_written_from_its_readable_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_operators()
     monkeypatch.setattr(native, "available", lambda: True)

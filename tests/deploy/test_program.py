@@ -57,6 +57,19 @@ def test_the_lowered_form_calls_fused_operators(kind: type[nn.Module], shape: tu
             assert torch.equal(program.module()(batch), graph(batch))
 
 
+@pytest.mark.usefixtures("_operators")
+@pytest.mark.parametrize("lower", [False, True])
+def test_coded_heads(lower: bool) -> None:
+    _, graph, x = staged(*MODELS[0], lower=lower, coded=True)
+    assert ("exprune.coded_conv" in python_text(graph)) is not lower
+    program = ex.export_program(graph)
+    assert any(name.startswith("exprune.staged_conv2d_relu") for name in operators(program)) is lower
+    assert not any("coded_conv" in name for name in operators(program))
+    with torch.no_grad():
+        for batch in (x, x[:1], x[:2]):
+            assert torch.equal(program.module()(batch), graph(batch))
+
+
 def test_sizes_stay_symbolic_within_their_limits() -> None:
     x = torch.randn(4, 7, 6)
     gm = ex.capture(MODELS[2][0]().eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=3, max=9)},))

@@ -19,7 +19,7 @@ MODELS: list[tuple[type[nn.Module], tuple[int, ...]]] = [
 ]
 
 
-def reordered_plan(gm: fx.GraphModule, guard: Guard, *, principal: bool = False) -> Plan:
+def reordered_plan(gm: fx.GraphModule, guard: Guard, *, principal: bool = False, coded: bool = False) -> Plan:
     """Stages what ``guard`` may stage, after every free group was put into another order; one order is a swap."""
     normal = normalise(gm)
     generator = torch.Generator().manual_seed(2)
@@ -29,7 +29,7 @@ def reordered_plan(gm: fx.GraphModule, guard: Guard, *, principal: bool = False)
             order = torch.randperm(group.size, generator=generator).tolist()
             orders[group.name] = tuple(order) if orders else (1, 0, *range(2, group.size))
     assert orders
-    plan = plan_for(normal, guard, threshold=0.3, principal=principal)
+    plan = plan_for(normal, guard, threshold=0.3, principal=principal, coded=coded)
     return Plan(plan.sites, orders)
 
 
@@ -40,12 +40,13 @@ def staged(
     lower: bool = False,
     guard: Guard | None = None,
     principal: bool = False,
+    coded: bool = False,
 ) -> tuple[nn.Module, fx.GraphModule, Tensor]:
     """A float32 model with random statistics, its staged graph, and a batch of five."""
     model = randomised(kind()).float()
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
     gm = captured_alike(model, x, ({0: torch.export.Dim("batch")},))
-    plan = reordered_plan(gm, Calibrated(0.1) if guard is None else guard, principal=principal)
+    plan = reordered_plan(gm, Calibrated(0.1) if guard is None else guard, principal=principal, coded=coded)
     return model, transform(gm, plan, lower=lower), x
 
 

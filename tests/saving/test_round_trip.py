@@ -65,6 +65,17 @@ def test_the_lowered_form_and_the_readable_form_of_it(
 
 
 @pytest.mark.usefixtures("_operators")
+@pytest.mark.parametrize("lower", [False, True])
+def test_coded_heads(lower: bool, tmp_path: Path) -> None:
+    """Codes are no tensors of the model: they are made again of its weights."""
+    _, graph, x = staged(ResidualNet, (3, 8, 8), lower=lower, coded=True)
+    assert "codes" in python_text(graph)
+    assert_comes_back(ResidualNet, graph, x, tmp_path / "coded.pt")
+    names = torch.load(tmp_path / "coded.pt", weights_only=True)["state_dict"]
+    assert not [name for name in names if "code" in name]
+
+
+@pytest.mark.usefixtures("_operators")
 def test_where_there_are_no_kernels_the_readable_form_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
