@@ -16,6 +16,7 @@ from exprune_fx.passes.commute_relu_max_pool import CommuteReluMaxPoolPass
 from exprune_fx.passes.drop_no_ops import DropNoOpsPass
 from exprune_fx.passes.fold_batch_norm import FoldBatchNormPass
 from exprune_fx.passes.fuse_feed_forward import FuseFeedForwardPass
+from exprune_fx.passes.fuse_max_pool import FuseMaxPoolPass
 from exprune_fx.passes.lower_heads import LowerHeadsPass
 from exprune_fx.passes.lower_sites import LowerSitesPass
 from exprune_fx.passes.pack_weights import PackWeightsPass
@@ -148,7 +149,7 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     """
     skipping = tuple(entry.site for entry in record.plan.skipping)
     packing: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), CodeWeightsPass(), PackWeightsPass())
-    lowering: tuple[Pass, ...] = (LowerSitesPass(), LowerHeadsPass(), *(packing if pack else ()))
+    lowering: tuple[Pass, ...] = (LowerSitesPass(), FuseMaxPoolPass(), LowerHeadsPass(), *(packing if pack else ()))
     lowered = run_pipeline(_stage(record), lowering)
     if pack:
         back_by_huge_pages(weight for weight in weights_of_fused(lowered) if not is_fake(weight))

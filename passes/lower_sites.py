@@ -89,7 +89,7 @@ def _lower(gm: fx.GraphModule, site: ReadableSite, made_by: str) -> None:
     target = (operators.staged_linear_relu if site.is_linear else operators.staged_conv2d_relu).default
     walk = dict(zip(("stride", "padding", "dilation", "groups"), site.geometry, strict=not site.is_linear))
     lists = {"stages": list(site.stages), "window": list(site.window) or None}
-    given = {**vars(site), **walk, **lists, "limits": _limits(gm, site), **_code_tables(gm, site)}
+    given = {**vars(site), **walk, **lists, "pools": False, "limits": _limits(gm, site), **_code_tables(gm, site)}
     made = insert_call(gm, target, in_order(target, given), like=site.finish, made_by=made_by, before=site.finish)
     made.meta[SITE_KEY], made.meta[ROLE_KEY] = site.finish.meta[SITE_KEY], "fused"
     replace_node(gm, site.finish, made)

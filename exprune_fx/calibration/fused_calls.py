@@ -55,6 +55,8 @@ def _call_of(gm: fx.GraphModule, node: fx.Node) -> FusedCall:
     operator = node.target._schema.name.partition("::")[2]
     arguments = arguments_of(node)
     has_residual = arguments.get("residual") is not None
+    if arguments.get("pools"):  # as the dense forms beside it: without
+        arguments["pools"] = False
     for name, value in arguments.items():
         if isinstance(value, fx.Node):
             activation = name in ("x", "residual")

@@ -47,7 +47,7 @@ def _stopped(known: Tensor, limits: Tensor, window: tuple[int, int], before: Ten
     seed=st.integers(0, 999),
     window=st.sampled_from([(2, 2), (2, 3), (4, 1), (3, 4)]),
     threshold=st.floats(-1, 1),
-    margin=st.floats(0, 1),
+    margin=st.integers(0, 32).map(lambda part: part / 32),  # what it leaves of eighths is exact
     later=st.booleans(),
 )
 def test_what_stopping_loses_is_a_sum_over_neurons(
@@ -213,7 +213,7 @@ def _at_pool(graph: fx.GraphModule, data: Tensor) -> Tensor:
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
-            if n.target == torch.ops.aten.max_pool2d.default:
+            if str(n.target) in ("aten.max_pool2d.default", "exprune.staged_conv2d_relu.default"):  # which pools itself
                 self.seen = value
             return value
 

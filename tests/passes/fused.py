@@ -19,7 +19,7 @@ _WALK = "int[] stride, int[] padding, int[] dilation, int groups"
 SCHEMAS = {
     "staged_linear_relu": f"{_SITE}, Tensor? residual, {_HEAD}, int block, {_RULE}, str activation, {_CODES}",
     "staged_conv2d_relu": f"{_SITE}, Tensor? residual, {_HEAD}, {_RULE}, {_WALK}, str activation, "
-    "int[]? window=None, Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_rest=None",
+    "int[]? window=None, Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_rest=None, bool pools=False",
     "staged_ffn": (
         f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out, {_CODES}"
     ),
@@ -87,9 +87,14 @@ def _site(
     window: Any = None,
     codes: Any = None,
     code_numbers: Any = None,
-    code_rest: Any = None,  # noqa: ARG001 - the weight itself is at hand
+    code_rest: Any = None,
+    pools: bool = False,
 ) -> Any:
-    """The reference chain of one site: head, guards, finish."""
+    """The reference chain of one site: head, guards, finish; and the pool."""
+    if pools:
+        unpooled = (bias, residual, down, up, stages, block, guard, number, limits, walk, activation, window)
+        result = _site(x, weight, *unpooled, codes, code_numbers, code_rest)
+        return torch.nn.functional.max_pool2d(result, window).contiguous(memory_format=torch.channels_last)
     kind, dims = ("conv", weight.dim() - 2) if walk else ("linear", 0)
     constant = None if bias is None and residual is None else reference.constant_term(bias, residual, dims)
     finish = getattr(reference, f"finish_{kind}_relu")

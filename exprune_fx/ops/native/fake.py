@@ -225,8 +225,9 @@ def staged_conv2d_relu(
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
     code_rest: Tensor | None = None,
+    pools: bool = False,
 ) -> Tensor:
-    """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last.
+    """[N, C, H, W] -> [N, out, H', W'] in the dtype of ``x``, channels last; pooled by ``window`` if it ``pools``.
 
     Raises:
         KernelError: an argument does not fit, or there are several groups.
@@ -253,6 +254,10 @@ def staged_conv2d_relu(
         site.require(size >= 1, f"x {list(x.shape)} is smaller than the kernel {list(weight.shape[2:])}")
     shape = [x.shape[0], weight.shape[0], *space]
     site.tensor("residual", residual, shape)
+    if pools:
+        site.require(bool(window), "a pool without a window")
+        shape[2:] = [size // step for size, step in zip(space, window, strict=True)]
+        site.require(min(shape[2:]) >= 1, f"windows of {list(window)} are larger than the {space} that they pool")
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 

@@ -97,9 +97,11 @@ def staged_conv2d_relu(
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
     code_rest: Tensor | None = None,  # noqa: ARG001 - the weight itself is at hand
+    pools: bool = False,
 ) -> Tensor:
     """[N, C, H, W] -> [N, out, H', W']."""
     assert window is None, "rivals are held against a truth of their own"
+    assert not pools, "so are pools"
     tables = None if codes is None or code_numbers is None else (codes, code_numbers)
     stopped, partial = conv_stops(
         x, weight, bias, residual, down, up, stages, guard, number, limits, stride, padding, dilation, groups, tables

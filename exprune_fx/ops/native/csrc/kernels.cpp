@@ -46,7 +46,7 @@ void clear(const Site& site, const Pixel& pixel, int64_t first, int64_t count) {
 
 // Pixels that stand in no window: nobody computes them.
 void clear_unread(const Site& site) {
-  if (pixels_read(site) == site.pixels) return;
+  if (site.pools || pixels_read(site) == site.pixels) return;
   const Geometry& g = site.geometry;
   const int64_t rows = g.rows_out / site.window_rows * site.window_rows;
   const int64_t columns = g.columns_out / site.window_columns * site.window_columns;
@@ -81,7 +81,8 @@ void tile_piece(const void* context, int64_t index) {
   tile.first_neuron = first;
   tile.neurons = static_cast<int>(rest < cut.chunk_outputs ? rest : cut.chunk_outputs);
   const float* panel = cut.panels ? cut.panels + tile_index * cut.panel_numbers : nullptr;
-  for (int j = 0; j < tile.count; ++j) clear(site, tile.pixels[j], first, tile.neurons);
+  const int written = site.pools ? tile.windows : tile.count;  // windows: their first pixels are the tile's first
+  for (int j = 0; j < written; ++j) clear(site, tile.pixels[j], first, tile.neurons);
   work<Number>(tile, panel);
 }
 

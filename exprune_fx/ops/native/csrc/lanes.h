@@ -44,6 +44,14 @@ EXPRUNE_INLINE Place place_of(const Geometry& g, int64_t index) {
   return {index / in_row, index % in_row / g.columns_out, index % g.columns_out};
 }
 
+// The pixel of the result that a place is written to.
+EXPRUNE_INLINE int64_t result_at(const Site& site, const Place& place) {
+  const Geometry& g = site.geometry;
+  if (!site.pools) return (place.image * g.rows_out + place.row) * g.columns_out + place.column;
+  const int64_t rows = g.rows_out / site.window_rows, columns = g.columns_out / site.window_columns;
+  return (place.image * rows + place.row / site.window_rows) * columns + place.column / site.window_columns;
+}
+
 EXPRUNE_INLINE Pixel pixel_at(const Site& site, int64_t index, const Place& place) {
   const Geometry& g = site.geometry;
   const int64_t y = place.row * g.stride_rows, x = place.column * g.stride_columns;
@@ -51,7 +59,7 @@ EXPRUNE_INLINE Pixel pixel_at(const Site& site, int64_t index, const Place& plac
   Pixel p;
   p.index = index;
   p.cell = (place.image * site.input.height + y) * site.input.width + x;
-  p.result = ((place.image * g.rows_out + place.row) * g.columns_out + place.column) * site.outputs;
+  p.result = result_at(site, place) * site.outputs;
   p.residual =
       place.image * site.residual_image + place.row * site.residual_row + place.column * site.residual_column;
   p.first_row = first_inside(top, g.dilation_rows);
@@ -112,7 +120,12 @@ struct AcrossPixels {
     float numbers[W];
     store(numbers, y);
     T* result = static_cast<T*>(site.result) + output;
-    for (int j = 0; j < count; ++j) result[pixels[list[j]].result] = narrow<T>(numbers[j]);
+    for (int j = 0; j < count; ++j) {
+      T& to = result[pixels[list[j]].result];
+      const float before = site.pools ? widen(to) : 0.0f;
+      if (site.pools && !(numbers[j] > before || numbers[j] != numbers[j])) continue;  // what is not a number stays
+      to = narrow<T>(numbers[j]);
+    }
   }
 };
 

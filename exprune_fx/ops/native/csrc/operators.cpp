@@ -249,7 +249,7 @@ int64_t size_out(int64_t size, int64_t kernel, int64_t stride, int64_t padding, 
 Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
                           std::string guard, double number, Maybe limits, Sizes stride, Sizes padding, Sizes dilation,
                           int64_t groups, std::string activation, std::optional<Sizes> window, Maybe codes,
-                          Maybe code_numbers, Maybe code_rest) {
+                          Maybe code_numbers, Maybe code_rest, bool pools) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "exprune: input and weight must have four dimensions");
   STD_TORCH_CHECK(groups == 1, "exprune: the kernels hold no grouped convolution");
   STD_TORCH_CHECK(x.size(1) == weight.size(1), "exprune: input and weight differ in channels");
@@ -271,8 +271,13 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   Site& site = built.site;
   build(built, source, g, weight, bias, {down, up, stages, guard, number, limits, window.value_or(Sizes{}), codes, code_numbers, code_rest},
         1, activation);
+  STD_TORCH_CHECK(!pools || site.window_rows > 0, "exprune: a pool without a window");
+  site.pools = pools;
+  const int64_t rows = pools ? g.rows_out / site.window_rows : g.rows_out;
+  const int64_t columns = pools ? g.columns_out / site.window_columns : g.columns_out;
+  STD_TORCH_CHECK(rows > 0 && columns > 0, "exprune: the window is larger than what it pools");
   const Tensor result =
-      torch::stable::empty(Sizes{g.images, site.outputs, g.rows_out, g.columns_out}, x.scalar_type(), std::nullopt,
+      torch::stable::empty(Sizes{g.images, site.outputs, rows, columns}, x.scalar_type(), std::nullopt,
                            x.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
   if (residual.has_value()) {
     Tensor wide = *residual;
@@ -304,7 +309,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
               "int block, " EXPRUNE_GUARD "str activation" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_conv2d_relu(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " EXPRUNE_HEAD EXPRUNE_GUARD
               "int[] stride, int[] padding, int[] dilation, int groups, str activation, int[]? window=None, Tensor? codes=None, "
-              "Tensor? code_numbers=None, Tensor? code_rest=None) -> Tensor");
+              "Tensor? code_numbers=None, Tensor? code_rest=None, "
+              "bool pools=False) -> Tensor");
   library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
               "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
   library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD

@@ -114,6 +114,7 @@ struct Site {
   bool in_memory;              // so large, of a linear layer, and each row of weights is read for few rows of input
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
   int64_t window_rows, window_columns;  // Pooled: of the max pool that alone reads the result; else 0
+  bool pools;                  // the result is that pool's
   int64_t block;               // numbers in one term (linear)
   const Segment* segments;     // [stages + 1]; the last is the tail
   Guard guard;
@@ -123,7 +124,7 @@ struct Site {
   const float* bias;           // [outputs] or null
   const float* residual;       // float32 or null
   int64_t residual_image, residual_row, residual_column, residual_output;  // strides
-  void* result;                // [pixels, outputs], dtype
+  void* result;                // [pixels, outputs], or [windows, outputs] if it `pools`; dtype
 };
 
 // out[row, :] = sum over j of hidden[row, j] * weight[j, :] + bias, reading the rows of weight whose hidden is not zero.
