@@ -100,7 +100,7 @@ def micro_specs(dtypes: Sequence[torch.dtype] | None = None, batch: int | None =
                     name = f"ffn_{hidden}{case.suffix}"
                     make = partial(make_ffn, hidden, case, dtype, rows)
                     yield RowSpec(name, "micro", dtype, rows, make)
-    heads: tuple[HeadKind, ...] = ("prefix", "principal")
+    heads: tuple[HeadKind, ...] = ("prefix", "principal", "coded")
     for dtype in dtypes or (torch.float32,):
         for channels, side in CONVOLUTIONS:
             for head in heads:
@@ -149,7 +149,7 @@ def make_conv(channels: int, side: int, head: HeadKind, dtype: torch.dtype, batc
     Args:
         channels: in and out.
         side: height and width.
-        head: prefix (an eighth of the channels) or principal (of that rank).
+        head: prefix (an eighth of the channels), principal (of that rank) or coded (all channels in 8 bits).
         dtype: of weights and inputs.
         batch: images a call.
         say: told what is being done.
@@ -165,6 +165,7 @@ def make_conv(channels: int, side: int, head: HeadKind, dtype: torch.dtype, batc
     plan = quantile_plan(gm, [(images[:IMAGES],)], 1 - CONV_ALIVE, SEEN, head)
     turns = images[: TURNS * batch].split(batch)
     inputs = tuple((turn.clone(memory_format=torch.channels_last),) for turn in turns)
-    about = f"{CONV_ALIVE:.0%} of the outputs survive a {head} head of 1/8 of the channels"
+    sees = "of all channels in 8 bits" if head == "coded" else "of 1/8 of the channels"
+    about = f"{CONV_ALIVE:.0%} of the outputs survive a {head} head {sees}"
     name = f"conv_{channels}x{side}x{side}_{head}"
     return Subject(name, "micro", dtype, batch, model, gm, plan, inputs, about)

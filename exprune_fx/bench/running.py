@@ -99,12 +99,12 @@ def run_subject(
 
 
 def _kept(subject: Subject, say: Say) -> Plan:
-    """What ``objective="latency"`` keeps of a micro row's plan; a whole model's was settled when it was calibrated."""
+    """What the clock keeps of a micro row's plan, however it is called; a whole model's was settled by calibration."""
     if subject.kind != "micro" or not subject.plan.staged:
         return subject.plan
     say("settling by the clock")
     graph = Prepared.of(subject.gm)
-    settled = settle(graph.gm, graph.groups, graph.sites, {"staged": subject.plan.sites}, subject.inputs)
+    settled = settle(graph.gm, graph.groups, graph.sites, {"staged": subject.plan.sites}, subject.inputs, as_it_is=True)
     if any(entry.is_staged for entry in settled.sites):
         return subject.plan
     return replace(subject.plan, sites=settled.sites, objective="latency", whole=settled.timing)

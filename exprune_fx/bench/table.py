@@ -29,7 +29,7 @@ _TOUCHED_NOTE = (
 )
 
 _LEFT_NOTE = (
-    "Here the compiled staged graph did not win when whole graphs were compared, so ours runs dense. Staged: the time "
+    "Here the staged graph won in no way when whole graphs were compared, so ours runs dense. Staged: the time "
     "that it would take in the best of the four ways; if staged: the ratio then."
 )
 

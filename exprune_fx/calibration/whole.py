@@ -72,6 +72,8 @@ def settle(
     batches: Sequence[object],
     compile_graph: Compile | None = None,
     samples: Sample | None = None,
+    *,
+    as_it_is: bool = False,
 ) -> Settled:
     """The plan whose compiled graph is the fastest, or a dense one.
 
@@ -89,6 +91,8 @@ def settle(
         compile_graph: `exprune_fx.compiling.compiled` by default, replaced in tests.
         samples: walks of steps to the seconds of each key, round by round; `sample_graphs` by default, replaced in
             tests.
+        as_it_is: staged graphs may also win as they are, called without ``torch.compile``: for who can do so. A form
+            that won so is named ``<plan>, called as it is``.
     """
     distinct = _distinct(plans)
     if not distinct:
@@ -101,6 +105,11 @@ def settle(
         best = int(tuned.ratio < 1)
         graphs = _lowered(StagedRecord(Plan(), ReshapeViewsPass()(gm).graph_module, tuple(sites), groups), distinct)
         staged = {name: compile_graph(graph, name, SETTINGS[best], *calls[0]) for name, graph in graphs.items()}
+        plan_of = {name: name for name in staged}
+        if as_it_is:
+            uncompiled = {f"{name}, called as it is": name for name in graphs}
+            staged |= {way: Runnable(way, graphs[name]) for way, name in uncompiled.items()}
+            plan_of |= uncompiled
     except ExpruneError as error:
         name = next(reversed(distinct))
         _log.warning("whole graphs could not be compared, %s are staged on their own times: %s", name, error)
@@ -122,8 +131,8 @@ def settle(
         tried=tried | {name: dense_s * each.ratio for name, each in pairs.items()},
     )
     if _wins(pair):
-        return Settled(distinct[fastest], timing)
-    return Settled(_all_dense(sites, distinct[fastest], timing, pair), timing)
+        return Settled(distinct[plan_of[fastest]], timing)
+    return Settled(_all_dense(sites, distinct[plan_of[fastest]], timing, pair), timing)
 
 
 def _paired(base: Runnable, rivals: Sequence[Runnable], calls: Calls, samples: Sample) -> dict[str, Pair]:
@@ -169,7 +178,7 @@ def _all_dense(
     sites: Sequence[Site], entries: Sequence[SitePlan], timing: SiteTiming, pair: Pair
 ) -> tuple[SitePlan, ...]:
     words = (
-        f"the whole compiled graph took {1e3 * timing.staged_s:.3g} ms staged, {1e3 * timing.dense_s:.3g} ms dense, "
+        f"the whole graph took {1e3 * timing.staged_s:.3g} ms staged, {1e3 * timing.dense_s:.3g} ms dense, "
         f"and was faster staged in {pair.rounds_faster} of {len(pair.base)} rounds"
     )
     return tuple(
