@@ -30,7 +30,7 @@ def runtime(compiler: str) -> str | None:
 
 
 def run_tests(preload: str, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs pytest over the agreement tests, codes and prediction heads too, with few examples; both streams go to stdout."""
+    """Runs pytest over tests of the kernels, with few examples; both streams go to stdout."""
     environment = {
         **os.environ,
         "LD_PRELOAD": preload,
@@ -42,7 +42,8 @@ def run_tests(preload: str, directory: Path, *arguments: str) -> subprocess.Comp
         "EXPRUNE_CACHE_DIR": str(directory),
         "OMP_NUM_THREADS": "1",
     }
-    tests = [str(Path(__file__).parent / name) for name in ("test_agreement.py", "test_codes.py", "test_election.py")]
+    names = ("agreement", "codes", "coded_heads", "election")
+    tests = [str(Path(__file__).parent / f"test_{name}.py") for name in names]
     command = [
         sys.executable,
         "-m",
