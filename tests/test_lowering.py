@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from exprune_fx.calibration import calibrate
+from exprune_fx.graph import capture
 from exprune_fx.graph.edits import tensor_at, tensor_names
 from exprune_fx.graph.printing import python_text
 from exprune_fx.graph.verify import verify
@@ -225,3 +227,17 @@ def test_codes_and_what_they_hold_are_explained(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(
             transform(gm, plan)(x[:2]), transform(gm, plan, lower=False)(x[:2]), rtol=1e-5, atol=1e-5
         )
+
+
+def test_what_a_coded_head_holds_and_computes_is_explained() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    x = torch.randn(8, 8, 8, 8)
+    gm = capture(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    plan = calibrate(gm, [(x,)], Calibrated(0.05), head="coded")
+    found = explain(transform(gm, plan))
+    (site,) = [site for site in found.sites if site.operator]
+    assert (site.head, site.pools, site.code_bytes) == ("coded", True, 3 * 6 * 8 * 9)
+    words = " ".join(str(found).split())
+    assert "exprune.staged_conv2d_relu, its max pool too, by 8-bit codes of its weight" in words
+    assert "2 FLOPs per multiply-add, a quarter of that for one of 8 bits." in words

@@ -21,7 +21,8 @@ def operators_section(explanation: Explained) -> Section | None:
 def _form(site: SiteFacts) -> Cell:
     if site.operator:
         codes = f", by 8-bit codes of its weight ({site.code_bytes / 1e6:.1f} MB more)" if site.code_bytes else ""
-        return Cell(f"exprune.{site.operator}{codes}", mono=True)
+        pool = ", its max pool too" if site.pools else ""
+        return Cell(f"exprune.{site.operator}{pool}{codes}", mono=True)
     return Cell(f"its readable nodes: {site.kept_readable}", tone="quiet")
 
 

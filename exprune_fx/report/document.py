@@ -234,7 +234,9 @@ def _totals(explanation: Explained) -> Section | None:
     if totals.fraction_removed is not None:
         rows.append((Cell("removed, tests counted"), removed_cell(totals.fraction_removed)))
     title = "Totals, FLOPs of one example"
-    return Section(title, ("2 FLOPs per multiply-add.",), Table(columns("model", ">FLOPs"), tuple(rows)))
+    coded = any(site.head == "coded" for site in explanation.sites)
+    note = "2 FLOPs per multiply-add" + (", a quarter of that for one of 8 bits." if coded else ".")
+    return Section(title, (note,), Table(columns("model", ">FLOPs"), tuple(rows)))
 
 
 def _groups(explanation: Explained) -> Section | None:

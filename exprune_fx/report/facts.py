@@ -52,7 +52,8 @@ class SiteFacts:
         fraction_removed: share of the site's dense FLOPs saved, tests counted; measured, else expected.
         fraction_of_model: the site's share of the model's dense FLOPs; None where that depends on symbolic sizes.
         operator: the fused operator that computes it, without its namespace; "" if none does.
-        code_bytes: what the 8-bit codes of its weight take up, by which the operator reads less of it; 0 without.
+        code_bytes: what the codes of its weight take up, by which the operator reads less of it; 0 without.
+        pools: the operator takes the max pool behind the site too.
         kept_readable: why no fused operator does, in a graph that was lowered; else "".
         timing: what calibration measured; None if it did not.
     """
@@ -80,6 +81,7 @@ class SiteFacts:
     fraction_of_model: float | None
     operator: str = ""
     code_bytes: int = 0
+    pools: bool = False
     kept_readable: str = ""
     timing: SiteTiming | None = None
 
@@ -222,9 +224,10 @@ def with_form(facts: SiteFacts, node: fx.Node | None) -> SiteFacts:
         return facts
     if node.meta[ROLE_KEY] == "fused":
         assert isinstance(node.target, torch._ops.OpOverload)
-        codes = arguments_of(node).get("codes")
-        held = codes.meta["val"].numel() if codes is not None else 0
-        return replace(facts, operator=node.target._schema.name.partition("::")[2], code_bytes=held)
+        given = arguments_of(node)
+        held = sum(given[name].meta["val"].nbytes for name in ("codes", "code_rest") if given.get(name) is not None)
+        pools = bool(given.get("pools"))
+        return replace(facts, operator=node.target._schema.name.partition("::")[2], code_bytes=held, pools=pools)
     return replace(facts, kept_readable=str(node.meta.get(KEPT_KEY, "")))
 
 
