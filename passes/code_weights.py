@@ -19,7 +19,7 @@ from exprune_fx.graph.edits import (
     tensor_at,
 )
 from exprune_fx.ops.codes import codes_of
-from exprune_fx.ops.native.fake import ends_of_codes
+from exprune_fx.ops.native.fake_site import ends_of_codes
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
 

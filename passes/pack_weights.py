@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exprune_fx.graph.edits import copy_graph_module, fresh_name, is_call, recompile, set_args, set_tensor, tensor_at
-from exprune_fx.ops.native.fake import SQUARES
+from exprune_fx.ops.native.fake_site import SQUARES
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import layout
 from exprune_fx.staging.arguments import arguments_of, in_order

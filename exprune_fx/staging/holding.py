@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from exprune_fx.ops.native.fake import DTYPES
+from exprune_fx.ops.native.fake_site import DTYPES
 
 
 def obstacle_in_tensors(weight: fx.Node, *others: object) -> str:

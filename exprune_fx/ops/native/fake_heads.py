@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.types import IntLikeType
 
 from exprune_fx.ops.dominance import READ_BEYOND
-from exprune_fx.ops.native.fake import DTYPES, require
+from exprune_fx.ops.native.fake_site import DTYPES, require
 
 MOST_WINNERS, MOST_STAGES = 64, 4
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exprune_fx.ops import heads
-from exprune_fx.ops.native.fake import ACTIVATIONS, DTYPES, GUARDS, SQUARES
+from exprune_fx.ops.native.fake_site import ACTIVATIONS, DTYPES, GUARDS, SQUARES
 
 Arguments = tuple[Any, ...]
 X_LAYOUTS = ("contiguous", "transposed", "sliced", "shifted", "expanded")

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from torch import Tensor
 
-from exprune_fx.ops.native.fake import DTYPES
+from exprune_fx.ops.native.fake_site import DTYPES
 from tests.ops.native import cases, readable, truth
 from tests.ops.native.cases import Arguments, Conv, Linear
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import codes, native
 from exprune_fx.ops.codes import Codes, blocks_of, code_ends, codes_of
-from exprune_fx.ops.native.fake import SQUARES
+from exprune_fx.ops.native.fake_site import SQUARES
 from tests.ops.native import cases
 from tests.ops.native.cases import Arguments, Linear
 

@@ -12,6 +12,7 @@
 #include "election.h"
 #include "images.h"
 #include "second.h"
+#include "ticks.h"
 #include "work.h"
 
 namespace exprune {
