@@ -34,13 +34,11 @@ _LINEAR = ("staged_linear_relu", "staged_ffn", "staged_gated_ffn")
 class CodeWeightsPass:
     """Adds to each fused linear operator whose weight comes from memory the codes of that weight (`ops.codes`).
 
-    A kernel reads codes for few rows of input, and of the weight then only the rows that the codes do not decide. That
-    pays where a code is at most a quarter of a weight: in float32; and in 16 bits where the site has no head, which
-    would have spared more than half of the codes.
+    A kernel reads codes for few rows of input, and of the weight then only the rows that the codes do not decide.
 
     Requires: lowered sites, and the fused operators registered.
-    Ensures: the same values to the last bit. A quarter of a float32 weight's bytes more are held. Weights that are no
-    parameters, or that are small, and calls known to have many rows are left alone.
+    Ensures: the same values to the last bit. A quarter of a float32 weight's bytes more are held, half of a 16-bit
+    one's. Weights that are no parameters, or that are small, and calls known to have many rows are left alone.
     Not valid after: nothing; passes that rewrite weights come before.
     """
 
@@ -58,17 +56,15 @@ class CodeWeightsPass:
         return PassResult(result, changed=True, edits=len(nodes))
 
 
-def codes_pay(weight: Tensor, rows: IntLikeType, *, staged: bool) -> bool:
+def codes_pay(weight: Tensor, rows: IntLikeType) -> bool:
     """Whether kernels are given codes.
 
     Args:
         weight: [out, K].
         rows: of input; what is known only at run time may be few.
-        staged: the site has a head.
     """
     few = not isinstance(rows, int) or 0 < rows <= MOST_ROWS
-    large = weight.numel() * weight.element_size() >= LARGE_BYTES
-    return few and large and (weight.element_size() == 4 or not staged)
+    return few and weight.numel() * weight.element_size() >= LARGE_BYTES
 
 
 def _pays(node: fx.Node) -> bool:
@@ -79,7 +75,7 @@ def _pays(node: fx.Node) -> bool:
     if given["codes"] is not None or weight.op != "get_attr":
         return False
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    return codes_pay(weight.meta["val"], rows, staged=bool(given["stages"]))
+    return codes_pay(weight.meta["val"], rows)
 
 
 def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:

@@ -220,7 +220,7 @@ def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int,
     weight = torch.empty(site.weight_shape, dtype=x.dtype, device="meta")
     if entry.head == "coded":
         return (site.out_features + rows[-1] * 2) * site.elements  # of 16-bit weights, or to complete codes
-    if site.geometry is not None or not codes_pay(weight, x.numel() // x.shape[-1], staged=True):
+    if site.geometry is not None or not codes_pay(weight, x.numel() // x.shape[-1]):
         return _weight_elements(site, entry, rows) * size
     head_by_codes = entry.head == "prefix" and entry.guard is not None and not entry.guard.needs_squares
     whole = rows[-1] * site.elements  # of these rows a prefix head has seen a part

@@ -75,9 +75,18 @@ def test_a_batch_of_unknown_size_may_be_small() -> None:
     assert CodeWeightsPass()(lowered(8, dynamic=True)[0]).changed
 
 
-def test_many_rows_small_weights_and_heads_over_16_bits_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_weights, "LARGE_BYTES", 2 * FEATURES * HIDDEN)
+    before, x = lowered(dtype=dtype)
+    result = CodeWeightsPass()(before)
+    assert result.changed
+    with torch.no_grad():
+        assert torch.equal(result.graph_module(x), before(x))
+
+
+def test_many_rows_and_small_weights_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not CodeWeightsPass()(lowered(5)[0]).changed
-    assert not CodeWeightsPass()(lowered(dtype=torch.bfloat16)[0]).changed
     monkeypatch.setattr(code_weights, "LARGE_BYTES", 4 * FEATURES * HIDDEN + 1)
     assert not CodeWeightsPass()(lowered()[0]).changed
 
