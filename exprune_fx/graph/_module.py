@@ -29,7 +29,8 @@ class DialectModule(fx.GraphModule):
         """Makes ``forward`` of the graph anew; the code, as it is to be read."""
         code = super().recompile()
         direct = with_direct_reads(code.src, tensor_names(self))
-        if "_RecordFunctionFast" not in direct:  # the profiler has to find this code under its file's name
+        # Where the profiler is to find code under its file's name, the code stays as it is.
+        if direct != code.src and "_RecordFunctionFast" not in direct:
             type(self).forward = _forward_from_src(direct, {**code.globals, READER: attribute_of})
         return code
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exprune_fx.ops import coded, native, reference
+from tests.ops.native.alone import check_images_decide_alone
 
 ISAS = ("portable", "avx2", "avx512", "avx512_without_vnni")
 LAYOUTS = ("contiguous", "channels_last", "shifted")
@@ -281,16 +282,19 @@ def test_an_image_decides_alone_and_threads_do_not_matter() -> None:
     if not native.available():
         pytest.skip("native kernels cannot be built here")
     for case in (Case(16, 50, (10, 10), batch=5, window=(2, 2)), Case(40, 70, (4, 4), batch=9), Case(32, 9, (2, 2), 5)):
-        arguments = truth_of(case).arguments
-        together = torch.ops.exprune.staged_conv2d_relu(*arguments)
-        alone = [torch.ops.exprune.staged_conv2d_relu(image[None], *arguments[1:]) for image in arguments[0]]
-        assert torch.equal(together, torch.cat(alone))
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(3)
-            assert torch.equal(together, torch.ops.exprune.staged_conv2d_relu(*arguments))
-        finally:
-            torch.set_num_threads(threads)
+        check_images_decide_alone(truth_of(case).arguments)
+
+
+def test_what_is_not_a_number_wins_a_window_wherever_it_stands() -> None:
+    if not native.available():
+        pytest.skip("native kernels cannot be built here")
+    arguments = truth_of(Case(batch=1, window=(2, 2))).arguments
+    arguments[0] = arguments[0].clone()
+    arguments[0][0, 3, 5, 4] = math.nan  # it reaches 3 x 3 pixels: all of some windows, and parts of others
+    result = torch.ops.exprune.staged_conv2d_relu(*arguments)
+    pooled = torch.ops.exprune.staged_conv2d_relu(*arguments, pools=True)
+    assert 0 < int(pooled.isnan().sum()) < pooled.numel()
+    assert torch.equal(pooled.isnan(), F.max_pool2d(result, 2).isnan())
 
 
 @pytest.mark.parametrize(

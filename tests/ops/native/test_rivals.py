@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native, reference
+from tests.ops.native.alone import check_images_decide_alone
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,7 @@ def test_an_image_decides_alone_and_threads_do_not_matter() -> None:
     if not native.available():
         pytest.skip("native kernels cannot be built here")
     for case in (Case((2, 2), (10, 10), batch=5, out=50), Case((2, 2), (4, 4), batch=9, channels=40)):
-        arguments = truth_of(case).arguments
-        together = torch.ops.exprune.staged_conv2d_relu(*arguments)
-        alone = [torch.ops.exprune.staged_conv2d_relu(image[None], *arguments[1:]) for image in arguments[0]]
-        assert torch.equal(together, torch.cat(alone))
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(3)
-            assert torch.equal(together, torch.ops.exprune.staged_conv2d_relu(*arguments))
-        finally:
-            torch.set_num_threads(threads)
+        check_images_decide_alone(truth_of(case).arguments)
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ void set_guard(Built& built, const Head& head, int64_t terms) {
   }
 }
 
-constexpr int64_t kMostProducts = 60000;  // of a coded head: 127 * 255 times as many stay below 2^31
+constexpr int64_t kMostProducts = 60000;  // of a coded head, as in exprune_fx/ops/coded.py: 127 * 255 times as many stay below 2^31
 
 // The codes, four channels in the place of a float, and their numbers.
 void set_coded_head(Built& built, const Head& head, const Tensor& weight) {
@@ -285,9 +285,8 @@ void set_coded_head(Built& built, const Head& head, const Tensor& weight) {
   built.up.output_stride = built.up.row_stride * weight.size(2);
   site.head_weight = {built.up.data, built.up.output_stride};
   built.code_numbers = widened(head.code_numbers, 2 * site.outputs, "code_numbers");
-  const float* sums = built.code_numbers.data + site.outputs;
-  for (int64_t j = 0; j < site.outputs; ++j) built.code_sums.push_back(static_cast<int32_t>(sums[j]));
-  site.coded = {built.code_numbers.data, built.code_sums.data(), nullptr, nullptr, nullptr, has_vnni()};
+  const float* scales = built.code_numbers.data;
+  site.coded = {scales, scales + site.outputs, nullptr, nullptr, nullptr, has_vnni()};
   if (!head.code_rest.has_value()) return;
   STD_TORCH_CHECK(head.code_rest->scalar_type() == ScalarType::Short && head.code_rest->sizes().equals(codes.sizes()) &&
                       site.dtype == Dtype::Float32,

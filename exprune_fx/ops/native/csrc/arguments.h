@@ -70,7 +70,6 @@ struct Built {
   Tensor codes, code_rest;
   Floats code_numbers, code_slack;
   Sizes code_ends;
-  std::vector<int32_t> code_sums;
 };
 
 Dtype dtype_of(const Tensor& tensor, const char* what);

@@ -195,7 +195,7 @@ static inline void coded_neurons(Tile& tile, const TileTicks& ticks, int first, 
   }
   Vec sums[N * V];
   for (int n = 0; n < N; ++n) {
-    const Ints of_codes = all_ints(site.coded.sums[neurons + n]);
+    const Ints of_codes = all_ints(static_cast<int32_t>(site.coded.sums[neurons + n]));
     const Vec scale = all(site.coded.scales[neurons + n]);
     for (int v = 0; v < V; ++v) {
       const Ints from_zero = minus_product(whole[n * V + v], load_ints(ticks.zero + v * W), of_codes);

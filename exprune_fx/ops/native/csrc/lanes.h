@@ -122,8 +122,8 @@ struct AcrossPixels {
     T* result = static_cast<T*>(site.result) + output;
     for (int j = 0; j < count; ++j) {
       T& to = result[pixels[list[j]].result];
-      const float before = site.pools ? widen(to) : 0.0f;
-      if (site.pools && !(numbers[j] > before || numbers[j] != numbers[j])) continue;  // what is not a number stays
+      const bool wins = numbers[j] > widen(to) || numbers[j] != numbers[j];  // what is not a number wins, and stays
+      if (site.pools && !wins) continue;
       to = narrow<T>(numbers[j]);
     }
   }

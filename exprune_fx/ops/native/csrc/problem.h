@@ -92,7 +92,7 @@ struct Codes {
 // what site.head_input and site.head_weight then hold, four to a float. See exprune_fx/ops/coded.py.
 struct CodedHead {
   const float* scales;    // [outputs], of the codes; or null: the head is not coded
-  const int32_t* sums;    // [outputs], of the codes
+  const float* sums;      // [outputs], of the codes: whole numbers
   const float* ticks;     // [images]: what one tick of the input is worth; NaN where nothing may be concluded from it
   const int32_t* zeros;   // [images]: the ticks of zero
   const int16_t* rest;    // what the codes leave of the weights, in 2^-16 of the scales, laid out as they are; or null
