@@ -6,6 +6,7 @@ network takes longer than most of what is then tested.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ def captured_alike(model: nn.Module, x: Tensor, dynamic_shapes: Any = None) -> f
         return capture(model, (x,), dynamic_shapes=dynamic_shapes)
     key = (structure, _layout(x), repr(dynamic_shapes))
     if key not in _made:
-        _made[key] = capture(model, (x,), dynamic_shapes=dynamic_shapes)
+        _made[key] = capture(copy.deepcopy(model), (x,), dynamic_shapes=dynamic_shapes)  # no test's own weights are kept
     gm = copy_graph_module(_made[key])
     for name in tensor_names(gm):
         prefix, _, field = name.rpartition(".")
