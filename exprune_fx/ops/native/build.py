@@ -93,7 +93,7 @@ def manifest(isas: tuple[str, ...]) -> tuple[Unit, ...]:
     known = [isa for isa in ISAS if isa in isas]
     kernels = [Unit("kernels.cpp", (*_FLAGS_OF[isa], f"-DEXPRUNE_DTYPE={dtype}")) for isa in known for dtype in _DTYPES]
     compiled = tuple(f"-DEXPRUNE_{isa.upper()}=1" for isa in known)
-    return (Unit("operators.cpp", compiled), Unit("arguments.cpp"), Unit("election.cpp"), *kernels)
+    return (Unit("operators.cpp", compiled), Unit("arguments.cpp"), Unit("tensors.cpp"), Unit("election.cpp"), *kernels)
 
 
 @dataclass(frozen=True)

@@ -229,8 +229,7 @@ Weight weight_of(const Tensor& tensor) {
   if (neighbours) {
     weight.kept = tensor;
   } else {  // right, and slow: whoever lowers a graph lays weights out once
-    weight.kept = flat ? torch::stable::contiguous(tensor)
-                       : torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+    weight.kept = flat ? made_contiguous(tensor) : channels_last(tensor);
   }
   weight.data = weight.kept.data_ptr();
   weight.outputs = tensor.size(0);
@@ -277,7 +276,7 @@ void set_coded_head(Built& built, const Head& head, const Tensor& weight) {
   STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Char && codes.dim() == 4 && codes.size(0) == site.outputs &&
                       codes.size(1) == channels && codes.size(2) == weight.size(2) && codes.size(3) == weight.size(3),
                   "exprune: codes must be int8, in the weight's shape");
-  built.codes = torch::stable::contiguous(codes, torch::headeronly::MemoryFormat::ChannelsLast);
+  built.codes = channels_last(codes);
   built.up.data = built.codes.data_ptr();
   built.up.outputs = site.outputs;
   built.up.channels = built.up.column_stride = channels / 4;
@@ -291,7 +290,7 @@ void set_coded_head(Built& built, const Head& head, const Tensor& weight) {
   STD_TORCH_CHECK(head.code_rest->scalar_type() == ScalarType::Short && head.code_rest->sizes().equals(codes.sizes()) &&
                       site.dtype == Dtype::Float32,
                   "exprune: code_rest must be int16, in the shape of a float32 weight");
-  built.code_rest = torch::stable::contiguous(*head.code_rest, torch::headeronly::MemoryFormat::ChannelsLast);
+  built.code_rest = channels_last(*head.code_rest);
   site.coded.rest = static_cast<const int16_t*>(built.code_rest.data_ptr());
   built.weight = built.up;  // laid out like the codes, of single numbers
   built.weight.channels *= 4, built.weight.column_stride *= 4, built.weight.row_stride *= 4, built.weight.output_stride *= 4;
@@ -310,38 +309,6 @@ void set_window(Site& site, const Sizes& window) {
 }
 
 }  // namespace
-
-Dtype dtype_of(const Tensor& tensor, const char* what) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::Float32;
-    case ScalarType::BFloat16:
-      return Dtype::BFloat16;
-    case ScalarType::Half:
-      return Dtype::Half;
-    default:
-      STD_TORCH_CHECK(false, "exprune: ", what, " must be float32, bfloat16 or float16");
-  }
-}
-
-int64_t numel(const Tensor& tensor) {
-  int64_t count = 1;
-  for (int64_t size : tensor.sizes()) count *= size;
-  return count;
-}
-
-Floats widened(const Maybe& tensor, int64_t expected, const char* what) {
-  if (!tensor.has_value()) return {};
-  STD_TORCH_CHECK(numel(*tensor) == expected, "exprune: ", what, " has ", numel(*tensor), " numbers, not ", expected);
-  Tensor wide = *tensor;
-  if (wide.scalar_type() != ScalarType::Float) wide = torch::stable::to(wide, ScalarType::Float);
-  if (!wide.is_contiguous()) wide = torch::stable::contiguous(wide);
-  return {static_cast<const float*>(wide.data_ptr()), wide};
-}
-
-Tensor row_major(const Tensor& matrix) {
-  return matrix.size(1) == 1 || matrix.strides()[1] == 1 ? matrix : torch::stable::contiguous(matrix);
-}
 
 void build(Built& built, const Source& source, const Geometry& geometry, const Tensor& weight, const Maybe& bias,
            const Head& head, int64_t block, const std::string& activation) {

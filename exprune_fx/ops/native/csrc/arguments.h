@@ -1,24 +1,13 @@
 // From the operators' arguments to a Site: what is checked, widened, laid out, and cut into runs.
 #pragma once
 
-#define TORCH_TARGET_VERSION 0x020b000000000000  // 2.11, the oldest torch that is supported
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "problem.h"
+#include "tensors.h"
 
 namespace exprune {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-using Sizes = std::vector<int64_t>;
 
 const Kernels& kernels(Dtype dtype);
 const Host& host();
@@ -40,12 +29,6 @@ struct CodeTensors {
   const Maybe& codes;
   const Maybe& numbers;
   const Maybe& slack;
-};
-
-// Numbers as float32: the tensor's own where it is that already, else a copy.
-struct Floats {
-  const float* data = nullptr;
-  Tensor kept;
 };
 
 // A weight [outputs, channels(, kh, kw)] whose channels are neighbours.
@@ -71,11 +54,6 @@ struct Built {
   Floats code_numbers, code_slack;
   Sizes code_ends;
 };
-
-Dtype dtype_of(const Tensor& tensor, const char* what);
-int64_t numel(const Tensor& tensor);
-Floats widened(const Maybe& tensor, int64_t expected, const char* what);
-Tensor row_major(const Tensor& matrix);
 
 // Fills in all but the residual and the result. The geometry and the source say how the input lies.
 void build(Built& built, const Source& source, const Geometry& geometry, const Tensor& weight, const Maybe& bias,

@@ -46,7 +46,7 @@ void make(Called& made, const Tensor& x, const Tensor& weight, const Maybe& bias
   made.dtype = dtype_of(weight, "the weight");
   STD_TORCH_CHECK(dtype_of(x, "the input") == made.dtype, "exprune: input and weight differ in dtype");
   e.rows = numel(x) / e.features;
-  made.rows = torch::stable::contiguous(x);
+  made.rows = made_contiguous(x);
   e.input = made.rows.data_ptr();
   made.weight = row_major(weight);
   e.weight = {made.weight.data_ptr(), made.weight.strides()[0]};
@@ -58,7 +58,7 @@ void make(Called& made, const Tensor& x, const Tensor& weight, const Maybe& bias
   STD_TORCH_CHECK(tables.codes.scalar_type() == ScalarType::Char &&
                       numel(tables.codes) == e.classes * e.seen[e.stages - 1] + kReadBeyond,
                   "exprune: codes are int8, one for each class and feature that is seen, and 64 more");
-  made.codes = torch::stable::contiguous(tables.codes);
+  made.codes = made_contiguous(tables.codes);
   e.codes = static_cast<const int8_t*>(made.codes.data_ptr());
   made.numbers = widened(Maybe(tables.numbers), (2 + 2 * e.stages) * e.classes, "numbers");
   e.numbers = made.numbers.data;
@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> staged_topk(Tensor x, Tensor weight, Maybe bias, Tens
   make(made, x, weight, bias, {codes, numbers, center, basis, slack, stages, reach}, k);
   Sizes sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = k;
-  Tensor values = torch::stable::new_empty(x, sizes), indices = indices_for(x, sizes);
+  Tensor values = new_like(x, sizes), indices = indices_for(x, sizes);
   made.election.values = values.data_ptr();
   made.election.indices = static_cast<int64_t*>(indices.data_ptr());
   if (made.election.rows) kernels(made.dtype).election(made.election, host());

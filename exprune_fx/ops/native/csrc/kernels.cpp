@@ -19,6 +19,12 @@ namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 namespace {
 
+void widen_numbers(const void* from, int64_t count, float* to) {
+  const Number* numbers = static_cast<const Number*>(from);
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(to + i, load(numbers + i));
+  for (; i < count; ++i) to[i] = widen(numbers[i]);
+}
 
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
 constexpr int64_t kCodedChunk = 64;  // neurons: the first of them have no others' tails to come in meanwhile
@@ -242,7 +248,7 @@ void election(const Election& election, const Host& host) { elect<Number>(electi
 template <>
 const Kernels& kernels_of<static_cast<Isa>(EXPRUNE_ISA), Dtype::EXPRUNE_DTYPE>() {
   using namespace EXPRUNE_ISA_NAMESPACE;
-  static const Kernels kernels{widen_image, dense_pixels, tick_image, input_norms, site, feed_forward, election};
+  static const Kernels kernels{widen_numbers, widen_image, dense_pixels, tick_image, input_norms, site, feed_forward, election};
   return kernels;
 }
 

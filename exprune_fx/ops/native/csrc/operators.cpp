@@ -132,11 +132,6 @@ std::string kernels_isa() { return instruction_set().name; }
 
 // --- linear ---------------------------------------------------------------------------------------------------------
 
-Tensor rows_of(const Tensor& x, int64_t features) {
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == features, "exprune: input and weight differ in features");
-  return x.dim() == 2 ? x : torch::stable::reshape(x, {features ? numel(x) / features : 0, features});
-}
-
 Sizes with_last(const Tensor& x, int64_t last) {
   Sizes sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = last;
@@ -144,7 +139,7 @@ Sizes with_last(const Tensor& x, int64_t last) {
 }
 
 struct LinearSite {
-  Tensor rows;
+  RowsOf rows;
   Built built;
 };
 
@@ -152,10 +147,9 @@ void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const
                   const std::string& activation, const CodeTensors& codes) {
   STD_TORCH_CHECK(weight.dim() == 2 && block >= 1, "exprune: a linear weight is [outputs, features]");
   made.rows = rows_of(x, weight.size(1));
-  const auto strides = made.rows.strides();
-  const int64_t rows = made.rows.size(0);
-  const Source source{dtype_of(made.rows, "the input"), made.rows.data_ptr(), strides[0], 0, 0, strides[1]};
-  const Geometry geometry{rows, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1};
+  const RowsOf& rows = made.rows;
+  const Source source{dtype_of(x, "the input"), rows.kept.data_ptr(), rows.row_stride, 0, 0, rows.column_stride};
+  const Geometry geometry{rows.rows, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1};
   build(made.built, source, geometry, weight, bias, head, block, activation);
   set_codes(made.built, codes);
 }
@@ -167,7 +161,7 @@ Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
                {codes, code_numbers, code_slack});
   Site& site = made.built.site;
-  Tensor result = torch::stable::new_empty(x, with_last(x, site.outputs));
+  Tensor result = new_like(x, with_last(x, site.outputs));
   if (residual.has_value()) {
     made.built.residual = widened(residual, site.pixels * site.outputs, "the residual");
     site.residual = made.built.residual.data;
@@ -210,10 +204,10 @@ Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const
   }
   Tensor columns = weight;
   if (weight.size(0) > 1 && weight.strides()[0] != 1) {  // right, and slow: whoever lowers a graph stores columns
-    columns = torch::stable::transpose(torch::stable::contiguous(torch::stable::transpose(weight, 0, 1)), 0, 1);
+    columns = torch::stable::transpose(made_contiguous(torch::stable::transpose(weight, 0, 1)), 0, 1);
   }
   const Floats wide_bias = widened(bias, weight.size(0), "the second bias");
-  Tensor result = torch::stable::new_empty(x, with_last(x, weight.size(0)));
+  Tensor result = new_like(x, with_last(x, weight.size(0)));
   const SecondLayer second{site.pixels, site.outputs, weight.size(0), hidden,
                            {columns.data_ptr(), columns.strides()[1]}, wide_bias.data, result.data_ptr()};
   kernels(site.dtype).feed_forward({&site, value ? &branch : nullptr, second}, host());
@@ -276,9 +270,8 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
   const int64_t rows = pools ? g.rows_out / site.window_rows : g.rows_out;
   const int64_t columns = pools ? g.columns_out / site.window_columns : g.columns_out;
   STD_TORCH_CHECK(rows > 0 && columns > 0, "exprune: the window is larger than what it pools");
-  const Tensor result =
-      torch::stable::empty(Sizes{g.images, site.outputs, rows, columns}, x.scalar_type(), std::nullopt,
-                           x.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  const Tensor result = new_like(x, {g.images, site.outputs, rows, columns},
+                                 {rows * columns * site.outputs, 1, columns * site.outputs, site.outputs});
   if (residual.has_value()) {
     Tensor wide = *residual;
     if (wide.scalar_type() != ScalarType::Float) wide = torch::stable::to(wide, ScalarType::Float);

@@ -195,6 +195,8 @@ enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kParti
 
 // The kernels of one instruction set for one dtype.
 struct Kernels {
+  // to = numbers of the dtype, widened.
+  void (*widen)(const void* from, int64_t count, float* to);
   // to = the source, widened, with a border of zeros.
   void (*widen_image)(const Source& source, const Geometry& geometry, float* to, const Image& layout, const Host& host);
   // to[pixel, :] = rows * from[pixel, :] at every pixel inside the padding; the border is left alone.
