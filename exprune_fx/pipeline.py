@@ -23,6 +23,7 @@ from exprune_fx.passes.pack_weights import PackWeightsPass
 from exprune_fx.passes.reorder_terms import ReorderTermsPass
 from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass
+from exprune_fx.passes.split_weights import SplitWeightsPass
 from exprune_fx.passes.stage_heads import StageHeadsPass
 from exprune_fx.passes.stage_sites import StageSitesPass
 from exprune_fx.plan import Plan
@@ -121,9 +122,9 @@ def rewrite(gm: fx.GraphModule, plan: Plan, *, lower: bool, pack: bool = True) -
         gm: a normalised graph; it is left as it is.
         plan: one entry for each site of it.
         lower: use the fused operators, which must be there.
-        pack: give weights the memory layouts in which the kernels read them, and 8-bit codes to those of large linear
-            layers. Else the kernels convert layouts at each call, and feed-forwards are not joined: that would
-            transpose their second weight each time.
+        pack: give weights the memory layouts in which the kernels read them, and 8-bit codes, or 24 bits, to those of
+            large linear layers. Else the kernels convert layouts at each call, and feed-forwards are not joined: that
+            would transpose their second weight each time.
 
     Raises:
         PlanError: the plan was made for another model.
@@ -148,7 +149,8 @@ def lowered_form(record: StagedRecord, *, pack: bool = True) -> fx.GraphModule:
     ``record.dense`` has no `aten.view` behind convolutions (see reshape-views).
     """
     skipping = tuple(entry.site for entry in record.plan.skipping)
-    packing: tuple[Pass, ...] = (FuseFeedForwardPass(record.sites, skipping), CodeWeightsPass(), PackWeightsPass())
+    joining = FuseFeedForwardPass(record.sites, skipping)
+    packing: tuple[Pass, ...] = (joining, CodeWeightsPass(), SplitWeightsPass(), PackWeightsPass())
     lowering: tuple[Pass, ...] = (LowerSitesPass(), FuseMaxPoolPass(), LowerHeadsPass(), *(packing if pack else ()))
     lowered = run_pipeline(_stage(record), lowering)
     if pack:

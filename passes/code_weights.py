@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
-from torch.types import IntLikeType
+from torch import fx
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
     fresh_name,
-    is_call,
     recompile,
     set_args,
     set_tensor,
@@ -22,12 +20,7 @@ from exprune_fx.ops.codes import codes_of
 from exprune_fx.ops.native.fake_site import ends_of_codes
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
-
-exprune = torch.ops.exprune
-
-LARGE_BYTES = 2**21  # what is smaller stays in a cache from one call to the next
-MOST_ROWS = 4  # of input, for which kernels read codes: with more of them most weights are needed by one
-_LINEAR = ("staged_linear_relu", "staged_ffn", "staged_gated_ffn")
+from exprune_fx.staging.fewer_bits import codes_pay, may_have_codes, rows_of
 
 
 @dataclass(frozen=True)
@@ -56,26 +49,14 @@ class CodeWeightsPass:
         return PassResult(result, changed=True, edits=len(nodes))
 
 
-def codes_pay(weight: Tensor, rows: IntLikeType) -> bool:
-    """Whether kernels are given codes.
-
-    Args:
-        weight: [out, K].
-        rows: of input; what is known only at run time may be few.
-    """
-    few = not isinstance(rows, int) or 0 < rows <= MOST_ROWS
-    return few and weight.numel() * weight.element_size() >= LARGE_BYTES
-
-
 def _pays(node: fx.Node) -> bool:
-    if not is_call(node, *(getattr(exprune, name).default for name in _LINEAR)):
+    if not may_have_codes(node):
         return False
     given = arguments_of(node)
-    weight, x = given["weight"], given["x"].meta["val"]
+    weight = given["weight"]
     if given["codes"] is not None or weight.op != "get_attr":
         return False
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    return codes_pay(weight.meta["val"], rows)
+    return codes_pay(weight.meta["val"], rows_of(given["x"].meta["val"]))
 
 
 def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:

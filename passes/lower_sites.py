@@ -20,9 +20,10 @@ from exprune_fx.graph.edits import (
     set_tensor,
     tensor_at,
 )
-from exprune_fx.ops.coded import numbers_of, rest_of
+from exprune_fx.ops.coded import numbers_of
 from exprune_fx.ops.native.fake_coded import MOST_CODED_RIVALS
 from exprune_fx.ops.native.fake_site import MOST_RIVALS
+from exprune_fx.ops.split import rest_of
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY, SITE_KEY
 from exprune_fx.staging.arguments import in_order

@@ -27,7 +27,8 @@ def captured_alike(model: nn.Module, x: Tensor, dynamic_shapes: Any = None) -> f
         return capture(model, (x,), dynamic_shapes=dynamic_shapes)
     key = (structure, _layout(x), repr(dynamic_shapes))
     if key not in _made:
-        _made[key] = capture(copy.deepcopy(model), (x,), dynamic_shapes=dynamic_shapes)  # no test's own weights are kept
+        like_it = copy.deepcopy(model)  # no test's weights are kept
+        _made[key] = capture(like_it, (x,), dynamic_shapes=dynamic_shapes)
     gm = copy_graph_module(_made[key])
     for name in tensor_names(gm):
         prefix, _, field = name.rpartition(".")

@@ -17,11 +17,11 @@ from exprune_fx.graph.verify import verify
 from exprune_fx.guards import Calibrated, Guard
 from exprune_fx.measurement import measure
 from exprune_fx.ops import native
-from exprune_fx.passes import code_weights
 from exprune_fx.pipeline import normalise, readable_form, record_of, rewrite, transform
 from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.report import explain
 from exprune_fx.sites import find_sites
+from exprune_fx.staging import fewer_bits
 from tests.captures import captured_alike
 from tests.passes.fused import need_operators
 from tests.passes.staging import EVERY_GUARD, GatedNet, ResidualNet, SquaredNet, plan_for, randomised
@@ -215,14 +215,14 @@ def test_sites_are_found_again_in_the_dense_graph_of_the_record() -> None:
 
 
 def test_codes_and_what_they_hold_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_weights, "LARGE_BYTES", 1)
+    monkeypatch.setattr(fewer_bits, "LARGE_BYTES", 1)
     _, gm, x = captured(SquaredNet, (6,))
     plan = plan_for(normalise(gm), Calibrated(0.1))
     found = explain(transform(gm, plan))
     held = next(site.code_bytes for site in found.sites if site.operator)
     weight = normalise(gm).get_parameter("fc2.weight")
     assert held == weight.numel() + 64
-    assert "by 8-bit codes of its weight (0.0 MB more)" in " ".join(str(found).split())
+    assert "by its weights in fewer bits (0.0 MB more)" in " ".join(str(found).split())
     with torch.no_grad():
         torch.testing.assert_close(
             transform(gm, plan)(x[:2]), transform(gm, plan, lower=False)(x[:2]), rtol=1e-5, atol=1e-5
@@ -239,5 +239,5 @@ def test_what_a_coded_head_holds_and_computes_is_explained() -> None:
     (site,) = [site for site in found.sites if site.operator]
     assert (site.head, site.pools, site.code_bytes) == ("coded", True, 3 * 6 * 8 * 9)
     words = " ".join(str(found).split())
-    assert "exprune.staged_conv2d_relu, its max pool too, by 8-bit codes of its weight" in words
+    assert "exprune.staged_conv2d_relu, its max pool too, by its weights in fewer bits" in words
     assert "2 FLOPs per multiply-add, a quarter of that for one of 8 bits." in words

@@ -133,8 +133,10 @@ def make_ffn(hidden: int, case: FfnCase, dtype: torch.dtype, batch: int, say: Sa
     tokens = torch.randn(max(TOKENS, TURNS * batch), hidden).relu() * leading_scale(hidden)
     shift_biases(model, [model.fc1], [(tokens,)], case.zero)
     model, tokens = model.to(dtype), tokens.to(dtype)
-    gm = capture(model, (tokens[:2],), dynamic_shapes=({0: Dim.AUTO},))
-    plan = quantile_plan(gm, [(tokens,)], case.stopped, SEEN)
+    plan = quantile_plan(
+        capture(model, (tokens[:2],), dynamic_shapes=({0: Dim.AUTO},)), [(tokens,)], case.stopped, SEEN
+    )
+    gm = capture(model, (tokens[:batch],))  # as torch.compile does it, which knows the rows of a call too
     inputs = tuple((rows.clone(),) for rows in tokens[: TURNS * batch].split(batch))
     about = f"{case.stopped:.0%} of the neurons stop after 1/8 of their terms, {case.zero:.0%} of the units are zero"
     return Subject(f"ffn_{hidden}{case.suffix}", "micro", dtype, batch, model, gm, plan, inputs, about)

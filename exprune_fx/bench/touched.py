@@ -3,7 +3,8 @@
 Only what makes up the time of a compiled model counts: linear layers, convolutions, matrix products, attention and
 staged sites, each with its inputs, weights and outputs read or written once. Pointwise operators are fused into these.
 Of a weight that has codes, the codes are counted and the rows of nonzero units; a few more rows, which the codes leave
-open, are not. Of a coded head one byte a weight, at a quarter of the FLOPs of a float32 product, then of the outputs
+open, are not; where such a weight is split (`SplitWeightsPass`), of these rows what completes the codes to 24 bits.
+Of a coded head one byte a weight, at a quarter of the FLOPs of a float32 product, then of the outputs
 that go on the weights, or the 16 bits that complete the codes of float32 ones.
 A staged linear site reads of a weight's row what its stages got to see for at least one of the call's rows; a linear
 layer that alone reads a staged site's activation needs the columns of its nonzero units only (`staged_ffn`).
@@ -19,16 +20,17 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch.types import IntLikeType
 
 from exprune_fx.calibration.head_costs import bytes_read, flops_staged
 from exprune_fx.cost import SiteCost, dense_flops, evaluate, site_cost
 from exprune_fx.errors import PlanError
 from exprune_fx.graph.running import placeholder_values, symbol_values
-from exprune_fx.passes.code_weights import codes_pay
 from exprune_fx.pipeline import StagedRecord, record_of
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
 from exprune_fx.staging import ROLE_KEY, SITE_KEY, STAGE_KEY
+from exprune_fx.staging.fewer_bits import codes_pay, rows_of, split_pays
 from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
 
 _LINEAR = torch.ops.aten.linear.default
@@ -170,10 +172,16 @@ class _Counter(fx.Interpreter):
             x, weight = tensors[0], tensors[1]
             nonzero = x != 0
             flops *= int(nonzero.sum()) / x.numel()
-            unread = x.shape[-1] - int(_anywhere(nonzero, -1).sum())
-            touched -= unread * weight.shape[0] * weight.element_size()
+            read = int(_anywhere(nonzero, -1).sum())
+            size = 3 if split_pays(weight, self._rows(n)) else weight.element_size()
+            touched -= (x.shape[-1] * weight.element_size() - read * size) * weight.shape[0]
         self.counts.flops += flops
         self.counts.bytes += touched
+
+    def _rows(self, n: fx.Node) -> IntLikeType:
+        """Rows of a linear layer's input, as far as the graph knows them."""
+        assert isinstance(n.args[0], fx.Node)
+        return rows_of(n.args[0].meta["val"])
 
     def _skips_zeros(self, n: fx.Node) -> bool:
         """A linear layer that alone reads a site's activation, or its gated product, and was joined with it."""
@@ -200,13 +208,16 @@ class _Counter(fx.Interpreter):
         axis = -1 if site.geometry is None else 1
         rows = [site.out_features, *(int(_anywhere(~mask, axis).sum()) for mask in masks)]
         needed = int(_anywhere(nonzero, axis).sum())
-        weight_bytes = _weight_bytes(site, entry, rows, needed, x)
+        known = self._rows(n) if site.geometry is None else x.shape[0]
+        weight_bytes = _weight_bytes(site, entry, rows, needed, x, known)
         if site.gated is not None:
             weight_bytes += needed * x.shape[-1] * x.element_size()
         self.counts.bytes += _bytes(x) + _bytes(value) + weight_bytes
 
 
-def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int, x: Tensor) -> int:
+def _weight_bytes(
+    site: Site, entry: SitePlan, rows: Sequence[int], needed: int, x: Tensor, known_rows: IntLikeType
+) -> int:
     """Bytes of a weight that are read; of one with codes (`CodeWeightsPass`), at least.
 
     Args:
@@ -215,6 +226,7 @@ def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int,
         rows: see `_weight_elements`.
         needed: outputs that are not zero.
         x: the input.
+        known_rows: of a linear layer's input, as far as the graph knows them.
     """
     size = x.element_size()
     weight = torch.empty(site.weight_shape, dtype=x.dtype, device="meta")
@@ -226,7 +238,9 @@ def _weight_bytes(site: Site, entry: SitePlan, rows: Sequence[int], needed: int,
     whole = rows[-1] * site.elements  # of these rows a prefix head has seen a part
     codes = _weight_elements(site, entry, rows) if head_by_codes else whole
     head = 0 if head_by_codes else (_weight_elements(site, entry, rows) - whole) * size
-    return head + codes + needed * site.elements * size
+    squares = entry.guard is not None and entry.guard.needs_squares
+    splits = split_pays(weight, known_rows) and not squares
+    return head + codes + needed * site.elements * (2 if splits else size)
 
 
 def _weight_elements(site: Site, entry: SitePlan, rows: Sequence[int]) -> int:

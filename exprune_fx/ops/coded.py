@@ -56,26 +56,6 @@ def codes_of(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales.masked_fill(~torch.isfinite(scales), torch.nan)
 
 
-def rest_of(weight: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    """What the codes leave of a float32 weight, in 16 bits: ``w = scale * (code + rest / 2^16)``.
-
-    Codes and rest are 24 bits of fixed point: a weight is off by at most 1.01 * 2^-24 of the largest of its output
-    (3 * 2^-24 where it lies in the middle between two codes), which is less than float32 rounds off such sums. Read
-    together they are three bytes a weight in place of four, of which the head has read one.
-
-    Args:
-        weight: [out, K, kh, kw].
-        codes: see `codes_of`.
-        scales: see `codes_of`.
-
-    Returns:
-        int16 of the weight's shape.
-    """
-    ratios = weight.double() / scales.double().reshape(-1, 1, 1, 1)  # float32 would lose half of the last bits
-    rest = ((ratios - codes) * 65536).round().clamp(-32768, 32767)
-    return rest.masked_fill(~torch.isfinite(rest), 0.0).to(torch.int16)
-
-
 def numbers_of(codes: Tensor, scales: Tensor) -> Tensor:
     """What kernels read beside the codes: float32 [2, out], the scales and the sum of each output's codes."""
     return torch.stack([scales, codes.sum((1, 2, 3), dtype=torch.int32).float()])

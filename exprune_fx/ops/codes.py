@@ -22,6 +22,7 @@ from torch import Tensor
 from exprune_fx.ops.dominance import LARGEST_CODE, in_one_row
 
 BLOCK = 256  # columns whose error has one norm: as in csrc/coded.h
+MOST_ROWS = 4  # of input, for which kernels read codes: with more of them most weights are needed by one
 _ROUNDING = 2.0**-23  # twice the unit roundoff of float32
 _TINY = 1e-30
 _NUMBERS_AT_ONCE = 2**24  # of the weight, in float64

@@ -20,7 +20,7 @@ def operators_section(explanation: Explained) -> Section | None:
 
 def _form(site: SiteFacts) -> Cell:
     if site.operator:
-        codes = f", by 8-bit codes of its weight ({site.code_bytes / 1e6:.1f} MB more)" if site.code_bytes else ""
+        codes = f", by its weights in fewer bits ({site.code_bytes / 1e6:.1f} MB more)" if site.code_bytes else ""
         pool = ", its max pool too" if site.pools else ""
         return Cell(f"exprune.{site.operator}{pool}{codes}", mono=True)
     return Cell(f"its readable nodes: {site.kept_readable}", tone="quiet")

@@ -52,7 +52,7 @@ class SiteFacts:
         fraction_removed: share of the site's dense FLOPs saved, tests counted; measured, else expected.
         fraction_of_model: the site's share of the model's dense FLOPs; None where that depends on symbolic sizes.
         operator: the fused operator that computes it, without its namespace; "" if none does.
-        code_bytes: what the codes of its weight take up, by which the operator reads less of it; 0 without.
+        code_bytes: what its weights take up once more, in fewer bits, by which the operator reads less; 0 without.
         pools: the operator takes the max pool behind the site too.
         kept_readable: why no fused operator does, in a graph that was lowered; else "".
         timing: what calibration measured; None if it did not.
@@ -218,6 +218,9 @@ def site_facts(site: Site, flops: sympy.Expr, sizes: Sizes, entry: SitePlan | No
     )
 
 
+_IN_FEWER_BITS = ("codes", "code_rest", "out_codes", "out_rest")
+
+
 def with_form(facts: SiteFacts, node: fx.Node | None) -> SiteFacts:
     """The same site with how a graph computes it; ``node`` is the one that gives its activation, if it is staged."""
     if node is None:
@@ -225,7 +228,7 @@ def with_form(facts: SiteFacts, node: fx.Node | None) -> SiteFacts:
     if node.meta[ROLE_KEY] == "fused":
         assert isinstance(node.target, torch._ops.OpOverload)
         given = arguments_of(node)
-        held = sum(given[name].meta["val"].nbytes for name in ("codes", "code_rest") if given.get(name) is not None)
+        held = sum(given[name].meta["val"].nbytes for name in _IN_FEWER_BITS if given.get(name) is not None)
         pools = bool(given.get("pools"))
         return replace(facts, operator=node.target._schema.name.partition("::")[2], code_bytes=held, pools=pools)
     return replace(facts, kept_readable=str(node.meta.get(KEPT_KEY, "")))

@@ -12,9 +12,9 @@ from exprune_fx.bench.touched import count_touched
 from exprune_fx.errors import PlanError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
-from exprune_fx.passes import code_weights
 from exprune_fx.pipeline import transform
 from exprune_fx.plan import Array, Plan, SitePlan
+from exprune_fx.staging import fewer_bits
 
 
 def staged_ffn(thresholds: Tensor) -> fx.GraphModule:
@@ -48,7 +48,7 @@ def test_a_feed_forward_block_reads_what_goes_on_and_the_columns_of_what_is_not_
 def test_of_a_weight_with_codes_the_codes_are_read_and_the_rows_that_are_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(code_weights, "LARGE_BYTES", 4 * 32 * 8)
+    monkeypatch.setattr(fewer_bits, "LARGE_BYTES", 4 * 32 * 8)
     thresholds = torch.full((32,), -torch.inf)
     thresholds[16:24] = 0.0
     touched = count_touched(staged_ffn(thresholds), [(torch.ones(1, 8),)])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exprune_fx.ops import coded
 from exprune_fx.ops import reference as ops
+from exprune_fx.ops.split import rest_of
 from tests.ops.truths import CONVS, Conv, double_conv_terms
 
 ONE = np.float32(1)
@@ -186,7 +187,7 @@ def test_the_rest_completes_the_codes_to_24_bits(spread: float) -> None:
         torch.randn(6, 8, 3, 3, generator=generator) * (spread * torch.randn(6, 8, 3, 3, generator=generator)).exp()
     )
     codes, scales = coded.codes_of(weight)
-    rest = coded.rest_of(weight, codes, scales)
+    rest = rest_of(weight, codes, scales)
     assert rest.dtype is torch.int16
     again = scales.double().reshape(-1, 1, 1, 1) * (codes.double() + rest.double() / 2**16)
     largest = weight.double().abs().amax((1, 2, 3), keepdim=True)
@@ -198,7 +199,7 @@ def test_the_rest_completes_the_codes_to_24_bits(spread: float) -> None:
 def test_the_rest_of_weights_that_are_not_finite_is_nothing() -> None:
     weight = torch.randn(2, 4, 1, 1)
     weight[1, 0] = math.inf
-    assert not coded.rest_of(weight, *coded.codes_of(weight))[1].any()
+    assert not rest_of(weight, *coded.codes_of(weight))[1].any()
 
 
 def test_an_output_without_weights_has_scale_one() -> None:

@@ -10,10 +10,10 @@ from torch.export import Dim
 import exprune_fx as ex
 from exprune_fx.graph import capture
 from exprune_fx.graph.edits import is_call
-from exprune_fx.passes import code_weights
 from exprune_fx.passes.code_weights import CodeWeightsPass
 from exprune_fx.passes.fuse_feed_forward import FuseFeedForwardPass
 from exprune_fx.passes.lower_sites import LowerSitesPass
+from exprune_fx.staging import fewer_bits
 from exprune_fx.staging.arguments import arguments_of
 from tests.passes.fused import need_operators
 from tests.passes.test_lower_sites import staged
@@ -25,7 +25,7 @@ FEATURES, HIDDEN = 48, 64
 @pytest.fixture
 def _operators(monkeypatch: pytest.MonkeyPatch) -> None:
     need_operators()
-    monkeypatch.setattr(code_weights, "LARGE_BYTES", 4 * FEATURES * HIDDEN)
+    monkeypatch.setattr(fewer_bits, "LARGE_BYTES", 4 * FEATURES * HIDDEN)
 
 
 class _Block(nn.Module):
@@ -77,7 +77,7 @@ def test_a_batch_of_unknown_size_may_be_small() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_weights, "LARGE_BYTES", 2 * FEATURES * HIDDEN)
+    monkeypatch.setattr(fewer_bits, "LARGE_BYTES", 2 * FEATURES * HIDDEN)
     before, x = lowered(dtype=dtype)
     result = CodeWeightsPass()(before)
     assert result.changed
@@ -87,7 +87,7 @@ def test_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_rows_and_small_weights_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not CodeWeightsPass()(lowered(5)[0]).changed
-    monkeypatch.setattr(code_weights, "LARGE_BYTES", 4 * FEATURES * HIDDEN + 1)
+    monkeypatch.setattr(fewer_bits, "LARGE_BYTES", 4 * FEATURES * HIDDEN + 1)
     assert not CodeWeightsPass()(lowered()[0]).changed
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from exprune_fx.graph.edits import copy_graph_module, recompile
 from exprune_fx.graph.printing import python_text
 from exprune_fx.guards import Bound, Calibrated, Guard
-from exprune_fx.ops.coded import numbers_of, rest_of
+from exprune_fx.ops.coded import numbers_of
+from exprune_fx.ops.split import rest_of
 from exprune_fx.passes.lower_sites import LowerSitesPass
 from exprune_fx.passes.reshape_views import ReshapeViewsPass
 from exprune_fx.passes.skip_gated_rows import SkipGatedRowsPass

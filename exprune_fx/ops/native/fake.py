@@ -48,6 +48,7 @@ def staged_linear_relu(
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
     code_slack: Tensor | None = None,
+    code_rest: Tensor | None = None,
 ) -> Tensor:
     """[..., K] -> [..., out] in the dtype of ``x``, contiguous.
 
@@ -55,7 +56,8 @@ def staged_linear_relu(
         KernelError: an argument does not fit.
     """
     tables = (codes, code_numbers, code_slack)
-    site = Site("staged_linear_relu", x, weight, bias, down, up, stages, block, guard, limits, activation, tables)
+    rule = (stages, block, guard, limits, activation)
+    site = Site("staged_linear_relu", x, weight, bias, down, up, *rule, tables, code_rest)
     shape = _check_linear(site)
     site.tensor("residual", residual, shape)
     return x.new_empty(shape)
@@ -134,6 +136,10 @@ def staged_ffn(
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
     code_slack: Tensor | None = None,
+    code_rest: Tensor | None = None,
+    out_codes: Tensor | None = None,
+    out_scales: Tensor | None = None,
+    out_rest: Tensor | None = None,
 ) -> Tensor:
     """``linear(activation(site(x)), weight_out, bias_out)``: [..., K] -> [..., out2] in the dtype of ``x``, contiguous.
 
@@ -141,8 +147,9 @@ def staged_ffn(
         KernelError: an argument does not fit.
     """
     tables = (codes, code_numbers, code_slack)
-    site = Site("staged_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation, tables)
-    return _ffn(site, weight_out, bias_out)
+    rule = (stages, block, guard, limits, activation)
+    site = Site("staged_ffn", x, weight, bias, down, up, *rule, tables, code_rest)
+    return _ffn(site, weight_out, bias_out, (out_codes, out_scales, out_rest))
 
 
 def staged_gated_ffn(
@@ -164,6 +171,10 @@ def staged_gated_ffn(
     codes: Tensor | None = None,
     code_numbers: Tensor | None = None,
     code_slack: Tensor | None = None,
+    code_rest: Tensor | None = None,
+    out_codes: Tensor | None = None,
+    out_scales: Tensor | None = None,
+    out_rest: Tensor | None = None,
 ) -> Tensor:
     """``linear(activation(site(x)) * linear(x, weight_value, bias_value), weight_out, bias_out)``; see `staged_ffn`.
 
@@ -171,15 +182,28 @@ def staged_gated_ffn(
         KernelError: an argument does not fit.
     """
     tables = (codes, code_numbers, code_slack)
-    site = Site("staged_gated_ffn", x, weight, bias, down, up, stages, block, guard, limits, activation, tables)
+    rule = (stages, block, guard, limits, activation)
+    site = Site("staged_gated_ffn", x, weight, bias, down, up, *rule, tables, code_rest)
     site.tensor("weight_value", weight_value, [*weight.shape])
     site.tensor("bias_value", bias_value, [weight.shape[0]])
-    return _ffn(site, weight_out, bias_out)
+    return _ffn(site, weight_out, bias_out, (out_codes, out_scales, out_rest))
 
 
-def _ffn(site: Site, weight_out: Tensor, bias_out: Tensor | None) -> Tensor:
+def _ffn(
+    site: Site, weight_out: Tensor, bias_out: Tensor | None, split: tuple[Tensor | None, Tensor | None, Tensor | None]
+) -> Tensor:
     *rows, hidden = _check_linear(site)
     site.require(weight_out.dim() == 2, f"weight_out is {list(weight_out.shape)}, not [out, hidden]")
     site.tensor("weight_out", weight_out, [weight_out.shape[0], hidden])
     site.tensor("bias_out", bias_out, [weight_out.shape[0]])
+    shape = [hidden, weight_out.shape[0]]
+    expected = {"codes": (torch.int8, shape), "scales": (torch.float32, shape[:1]), "rest": (torch.int16, shape)}
+    given = [table is not None for table in split]
+    site.require(all(given) or not any(given), "out_codes, out_scales and out_rest", "give all of them or none")
+    for (name, (dtype, sizes)), table in zip(expected.items(), split, strict=True):
+        if table is not None:
+            site.require(site.x.dtype == torch.float32, f"out_{name} of {site.x.dtype}", "split float32 weights only")
+            site.require(table.dtype == dtype, f"out_{name} is {table.dtype}", f"give {dtype}")
+            site.shape(f"out_{name}", table, sizes)
+            site.require(table.is_contiguous(), f"out_{name} has strides {table.stride()}", "make it contiguous")
     return site.x.new_empty([*rows, weight_out.shape[0]])

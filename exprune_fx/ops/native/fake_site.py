@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.types import IntLikeType
 
 from exprune_fx.errors import KernelError
-from exprune_fx.ops.codes import blocks_of, code_ends
+from exprune_fx.ops.codes import MOST_ROWS, blocks_of, code_ends
 from exprune_fx.ops.dominance import READ_BEYOND
 
 GUARDS = ("none", "threshold", "stats_test", "finite_population", "calibrated", "bound")
@@ -53,6 +53,7 @@ class Site:
         limits: the guard's numbers for every neuron, or None.
         activation: one of `ACTIVATIONS`.
         codes: of a linear weight, with their numbers and slack: see `exprune_fx.ops.codes.Codes`; or none of them.
+        code_rest: what these codes leave of the weight, see `exprune_fx.ops.split`; or None.
         coded: the head is coded, see `fake_coded`: nothing is known here of its stage.
     """
 
@@ -68,6 +69,7 @@ class Site:
     limits: Tensor | None
     activation: str
     codes: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    code_rest: Tensor | None = None
     coded: bool = False
 
     def require(self, holds: bool | torch.SymBool, what: str, hint: str = "see exprune_fx/ops/native/fake.py") -> None:
@@ -154,3 +156,15 @@ class Site:
         self.shape("code_slack", slack, [3])
         for name, table in (("code_numbers", numbers), ("code_slack", slack)):
             self.require(table.dtype == torch.float32, f"{name} are {table.dtype}", "give float32")
+        self._check_rest()
+
+    def _check_rest(self) -> None:
+        if self.code_rest is None:
+            return
+        self.require(self.codes[0] is not None, "code_rest without codes", "give both or the codes alone")
+        self.require(self.x.dtype == torch.float32, f"code_rest of {self.x.dtype}", "only float32 weights are split")
+        self.require(self.guard not in SQUARES, f"code_rest under guard {self.guard!r}", "leave it out")
+        self.require(self.code_rest.dtype == torch.int16, f"code_rest is {self.code_rest.dtype}", "give int16")
+        self.shape("code_rest", self.code_rest, [self.weight.numel()])
+        rows = self.x.numel() // max(self.weight.shape[1], 1)
+        self.require(rows <= MOST_ROWS, f"code_rest for {rows} rows", f"it is for {MOST_ROWS} rows at most")

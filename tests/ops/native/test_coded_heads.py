@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exprune_fx.ops import coded, native, reference
+from exprune_fx.ops.split import rest_of
 from tests.ops.native.alone import check_images_decide_alone
 
 ISAS = ("portable", "avx2", "avx512", "avx512_without_vnni")
@@ -152,7 +153,7 @@ def truth_of(case: Case) -> Truth:
         stopped, unsure = stops(0.0), stops(-near) != stops(near)
     y = (z + constant).relu()
     y = y.clamp_max(6) if case.activation == "relu6" else y.square() if case.activation == "relu_squared" else y
-    rest = coded.rest_of(weight, codes, scales) if case.rest else None
+    rest = rest_of(weight, codes, scales) if case.rest else None
     last = torch.channels_last
     tables: list[Any] = [codes.contiguous(memory_format=last), coded.numbers_of(codes, scales)]
     tables += [None if rest is None else rest.contiguous(memory_format=last)]

@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import native
-from exprune_fx.ops.coded import codes_of, numbers_of, rest_of
+from exprune_fx.ops.coded import codes_of, numbers_of
 from exprune_fx.ops.native import fake
+from exprune_fx.ops.split import rest_of
 from exprune_fx.staging.arguments import names_of
 from tests.ops.native.cases import Arguments, Conv, Linear
 

@@ -8,7 +8,7 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int kNeurons = 128;  // that a piece of work covers at most
+constexpr int kNeurons = 512;  // that a piece of work covers at most
 
 constexpr int kMostRuns = 64;  // of a chunk over few pixels, after what lies in the padding is left out
 
@@ -64,16 +64,47 @@ static inline Vec sum_in_turn(int n, const float* field, const T* const* rows, c
 
 constexpr int kInMemory = 4;  // rows read at once that lie in memory: more of them confuse what looks ahead for each
 
-// partial[j] += the sums of one segment for the listed neurons of a linear layer too large for the caches.
+// Rows of a weight as it is.
 template <class T>
-static inline void add_segment_in_memory(const Site& site, const Pixel& pixel, const Segment& segment,
-                                         const int32_t* list, int alive, float* partial) {
-  const auto row = [&](int at) EXPRUNE_LAMBDA {
-    return static_cast<const T*>(site.weight.data) + list[at < alive ? at : alive - 1] * site.weight.stride;
-  };
+struct WholeRows {
+  const Site& site;
+
+  EXPRUNE_INLINE_METHOD const T* row(int64_t neuron) const {
+    return static_cast<const T*>(site.weight.data) + neuron * site.weight.stride;
+  }
+  EXPRUNE_INLINE_METHOD Vec worth(Vec sum, const int32_t*) const { return sum; }
+};
+
+// Rows of a weight in 24 bits, of one segment: its columns are counted as those of the whole weight.
+struct SplitRows {
+  const Site& site;
+  int64_t begin, columns;
+
+  SplitRows(const Site& of, const Segment& segment) : site(of) {
+    const int64_t index = site.principal ? 0 : &segment - site.segments;
+    begin = index ? site.codes.ends[index - 1] : 0;
+    columns = site.codes.ends[index] - begin;
+  }
+  EXPRUNE_INLINE_METHOD Split row(int64_t neuron) const {
+    return Split{site.codes.data, site.codes.rest} + (begin * site.outputs + neuron * columns - begin);
+  }
+  // Sums of four rows, in lanes 0 .. 3, in units of the rows'.
+  EXPRUNE_INLINE_METHOD Vec worth(Vec sum, const int32_t* neurons) const {
+    float units[W] = {};
+    for (int j = 0; j < 4; ++j) units[j] = site.codes.numbers[neurons[j]] * kSplitUnit;
+    return sum * load(units);
+  }
+};
+
+// partial[j] += the sums of one segment for the listed neurons of a linear layer too large for the caches.
+template <class RowsT>
+static inline void add_segment_in_memory(const RowsT& rows_of, const Site& site, const Pixel& pixel,
+                                         const Segment& segment, const int32_t* list, int alive, float* partial) {
   for (int at = 0; at < alive; at += kInMemory) {
-    const T *rows[kInMemory], *next[kInMemory];
-    for (int j = 0; j < kInMemory; ++j) rows[j] = row(at + j), next[j] = row(at + kInMemory + j);
+    int32_t neurons[2 * kInMemory];  // those that are added up, and those asked for
+    for (int j = 0; j < 2 * kInMemory; ++j) neurons[j] = list[at + j < alive ? at + j : alive - 1];
+    decltype(rows_of.row(0)) rows[kInMemory], next[kInMemory];
+    for (int j = 0; j < kInMemory; ++j) rows[j] = rows_of.row(neurons[j]), next[j] = rows_of.row(neurons[kInMemory + j]);
     Vec total = load(partial + at);
     for (const Chunk* chunk = segment.chunks; chunk != segment.chunks + segment.count; ++chunk) {
       const float* field = site.input.data + chunk->plane.offset + pixel.cell * chunk->plane.pitch;
@@ -83,7 +114,7 @@ static inline void add_segment_in_memory(const Site& site, const Pixel& pixel, c
       add_run_asking(field + run.input, rows, next, run.weight, run.length, s);
       Vec lanes[W];
       EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < kInMemory ? s[j] : zero();
-      total = total + sums(lanes);
+      total = total + rows_of.worth(sums(lanes), neurons);
     }
     store_first(partial + at, total, kInMemory);
   }
@@ -95,8 +126,12 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
                                const int32_t* list, int alive, float* partial) {
   const Rows& weight = head ? site.head_weight : site.weight;
   const Image& image = head ? site.head_input : site.input;
-  if (site.in_memory && !(head && (site.principal || site.packed_head))) {
-    return add_segment_in_memory<T>(site, pixel, segment, list, alive, partial);
+  const bool apart = head && (site.principal || site.packed_head);  // the head's rows are no part of the weight's
+  if (site.codes.rest && !apart) {
+    return add_segment_in_memory(SplitRows(site, segment), site, pixel, segment, list, alive, partial);
+  }
+  if (site.in_memory && !apart) {
+    return add_segment_in_memory(WholeRows<T>{site}, site, pixel, segment, list, alive, partial);
   }
   for (int at = 0; at < alive; at += W) {
     const int lanes = alive - at < W ? alive - at : W;
@@ -113,7 +148,7 @@ static inline void add_segment(const Site& site, const Pixel& pixel, const Segme
       Run runs[kMostRuns];
       const int count = runs_inside(site, pixel, chunk, runs);
       total = total + (in_turn ? sum_in_turn(lanes, field, rows, runs, runs + count)
-                               : sum_runs(lanes, Streams<const float*, T, true>{field, rows, 0}, runs, runs + count));
+                               : sum_runs(lanes, Streams<const float*, const T*, true>{field, rows, 0}, runs, runs + count));
     }
     store(partial + at, total);
   }

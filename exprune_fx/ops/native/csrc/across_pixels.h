@@ -103,7 +103,7 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
     }
     if (first >= last) return zero();  // all of them see padding alone
   }
-  const Streams<Row, float, false> streams{row, fields, ahead};
+  const Streams<Row, const float*, false> streams{row, fields, ahead};
   return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
 }
 

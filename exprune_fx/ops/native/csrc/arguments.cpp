@@ -405,8 +405,15 @@ void set_codes(Built& built, const CodeTensors& given) {
   built.code_numbers = widened(given.numbers, (1 + blocks) * site.outputs, "code_numbers");
   built.code_slack = widened(given.slack, 3, "code_slack");
   if (static_cast<int64_t>(ends.size()) != site.stages + 1 && ends.size() != 1) return;
-  built.site.codes = {static_cast<const int8_t*>(built.codes.data_ptr()), built.code_numbers.data,
-                      built.code_slack.data, ends.data(), static_cast<int64_t>(ends.size()), nullptr};
+  built.site.codes = {static_cast<const int8_t*>(built.codes.data_ptr()), built.code_numbers.data, built.code_slack.data,
+                      ends.data(), static_cast<int64_t>(ends.size()), nullptr, nullptr};
+  if (!given.rest.has_value()) return;
+  STD_TORCH_CHECK(given.rest->scalar_type() == ScalarType::Short && numel(*given.rest) == site.outputs * columns &&
+                      given.rest->is_contiguous() && site.dtype == Dtype::Float32 && !needs_squares(site.guard.kind),
+                  "exprune: code_rest is int16, one for each float32 weight, under no guard that squares terms");
+  STD_TORCH_CHECK(site.pixels == 0 || site.few_pixels, "exprune: code_rest is for calls of few rows, not of ", site.pixels);
+  built.code_rest = *given.rest;
+  built.site.codes.rest = static_cast<const int16_t*>(built.code_rest.data_ptr());
 }
 
 }  // namespace exprune

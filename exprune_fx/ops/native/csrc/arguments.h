@@ -24,11 +24,12 @@ struct Head {
   Maybe codes = {}, code_numbers = {}, code_rest = {};  // of a coded head: the first two, or none
 };
 
-// A linear weight's codes, as the operators take them: all or none.
+// A linear weight's codes, as the operators take them: the first three, and a rest perhaps, or none.
 struct CodeTensors {
   const Maybe& codes;
   const Maybe& numbers;
   const Maybe& slack;
+  const Maybe& rest;
 };
 
 // A weight [outputs, channels(, kh, kw)] whose channels are neighbours.

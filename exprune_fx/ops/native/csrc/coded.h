@@ -1,6 +1,6 @@
 // Few rows of input: whether a neuron stops, and whether it is zero, is read from 8-bit codes of its weights where they
 // prove it. All others are computed from the weights, by the sums that would have been taken without codes: every result
-// is the same to the last bit.
+// is the same to the last bit. Or, with a rest, from codes and rest: then it is what a weight in 24 bits gives.
 #pragma once
 
 #include "across_neurons.h"
@@ -211,8 +211,12 @@ static inline int going_on_by_codes(const CodedNeurons& coded, const Pixel& pixe
 template <class T>
 static inline int ask_for_rows(const Site& site, const int32_t* list, int first, int last) {
   for (int j = first; j < last; ++j) {
-    const T* row = static_cast<const T*>(site.weight.data) + list[j] * site.weight.stride;
-    ask(row, site.guard.elements * static_cast<int64_t>(sizeof(T)));
+    if (site.codes.rest) {
+      const SplitRows tail(site, site.segments[site.stages]);
+      ask_for(tail.row(list[j]).rest + tail.begin, tail.columns);
+    } else {
+      ask_for(WholeRows<T>{site}.row(list[j]), site.guard.elements);
+    }
   }
   return last;
 }

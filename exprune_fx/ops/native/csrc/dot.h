@@ -12,21 +12,21 @@ namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
 // V vectors of the shared stream (a pointer, or what is read like one), each used by all others.
-template <int N, int V, class Shared, class B>
-EXPRUNE_INLINE void add_vectors(Shared shared, const B* const* other, int64_t offset, Vec (&s)[N]) {
+template <int N, int V, class Shared, class Other>
+EXPRUNE_INLINE void add_vectors(Shared shared, const Other* other, int64_t offset, Vec (&s)[N]) {
   Vec a[V];
   EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) a[v] = load(shared + v * W);
   forget();
   EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) {
-    const B* p = other[j] + offset;
+    const auto p = other[j] + offset;
     EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) s[j] = fma(a[v], load(p + v * W), s[j]);
   }
 }
 
 // One run: s[j] += shared[0:length] * other[j][0:length], lane by lane. What lies `ahead` of the shared numbers is asked
 // for meanwhile, unless that is 0.
-template <int N, class Shared, class B>
-EXPRUNE_INLINE void add_run(Shared shared, const B* const* other, int64_t offset, int64_t length, Vec (&s)[N],
+template <int N, class Shared, class Other>
+EXPRUNE_INLINE void add_run(Shared shared, const Other* other, int64_t offset, int64_t length, Vec (&s)[N],
                             int64_t ahead = 0) {
   int64_t i = 0;
   for (; i + 4 * W <= length; i += 4 * W) {
@@ -51,27 +51,27 @@ EXPRUNE_INLINE void add_run(Shared shared, const B* const* other, int64_t offset
 }
 
 // The same of rows that lie in memory, no cache: while they are read, line by line, others are asked for.
-template <int N, class A, class B>
-EXPRUNE_INLINE void add_run_asking(const A* shared, const B* const* other, const B* const* next, int64_t offset,
-                                   int64_t length, Vec (&s)[N]) {
-  constexpr int64_t line = kLineBytes / sizeof(B);
+template <int N, class Shared, class Other>
+EXPRUNE_INLINE void add_run_asking(Shared shared, const Other* other, const Other* next, int64_t offset, int64_t length,
+                                   Vec (&s)[N]) {
+  constexpr int64_t line = kLineNumbers<Other>;
   int64_t i = 0;
   for (; i + line <= length; i += line) {
-    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) ask(next[j] + (offset + i));
+    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) ask_for_line(next[j] + (offset + i));
     EXPRUNE_UNROLLED for (int64_t v = 0; v < line; v += W) {
       const Vec a = load(shared + i + v);
       EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(a, load(other[j] + (offset + i + v)), s[j]);
     }
   }
-  if (i < length) EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) ask(next[j] + (offset + i));
+  if (i < length) EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) ask_for(next[j] + (offset + i), length - i);
   add_run(shared + i, other, offset + i, length - i, s);
 }
 
 // The two streams of a product. A run says where in each it lies.
-template <class Shared, class B, bool kInputIsShared>
+template <class Shared, class Other, bool kInputIsShared>
 struct Streams {
   Shared shared;
-  const B* const* other;
+  const Other* other;
   int64_t ahead;  // numbers from the shared stream to one that is asked for meanwhile, or 0
 
   EXPRUNE_INLINE_METHOD Shared at(const Run& run) const { return shared + (kInputIsShared ? run.input : run.weight); }
@@ -132,7 +132,7 @@ inline constexpr bool kIsFloat<float> = true;
 template <class A, class B>
 static inline Vec dots(int n, const A* shared, const B* const* other, int64_t length) {
   const Run run{0, 0, length};
-  return sum_runs(n, Streams<const A*, B, kIsFloat<A>>{shared, other, 0}, &run, &run + 1);
+  return sum_runs(n, Streams<const A*, const B*, kIsFloat<A>>{shared, other, 0}, &run, &run + 1);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

@@ -28,6 +28,7 @@ void widen_numbers(const void* from, int64_t count, float* to) {
 
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
 constexpr int64_t kCodedChunk = 64;  // neurons: the first of them have no others' tails to come in meanwhile
+constexpr int64_t kPiecesAThread = 4;  // of a site over few pixels
 constexpr int64_t kChunk = 48;      // neurons: whole cache lines of results, whole register tiles of the head
 
 // How a site is cut into pieces of work.
@@ -113,6 +114,13 @@ void some_neurons(const Site& site, const Pixel& pixel, int64_t first, int64_t l
   neurons_at<Number>(site, pixel, first, last);
 }
 
+// Neurons of a piece of work over few pixels: many, for each of its steps begins with weights that nobody has asked for
+// yet, but pieces enough for all threads; whole groups.
+int64_t neurons_of_a_piece(int64_t outputs, const Host& host) {
+  const int64_t groups = divide_up(divide_up(outputs, host.threads() * kPiecesAThread), kGroup);
+  return groups * kGroup < kNeurons ? groups * kGroup : kNeurons;
+}
+
 void few_pixels_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   const Site& site = *cut.site;
@@ -141,7 +149,8 @@ void site(const Site& site, const Host& host) {
   if (site.pixels == 0 || site.outputs == 0) return;
   if (site.few_pixels) {
     const Site with = encoded(site, host);
-    const Cut cut{&with, 0, 0, 1, kNeurons, divide_up(site.outputs, kNeurons), 0, nullptr};
+    const int64_t neurons = neurons_of_a_piece(site.outputs, host);
+    const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
   const int64_t pixels = pixels_read(site), members = members_of(site);
@@ -195,21 +204,33 @@ void value_piece(const void* context, int64_t index) {
 struct GroupCut {
   const FeedForward* layers;
   const Site* site;
+  int64_t neurons;  // of a piece: whole groups
   int64_t columns, chunks;
   float* partials;  // [groups, rows, outputs]
 };
 
-// Some hidden units from their first term to what they add to the outputs, at every row.
-void group_piece(const void* context, int64_t index) {
+// Some hidden units from their first term to what they add to the outputs, group by group, at every row.
+void groups_piece(const void* context, int64_t index) {
   const GroupCut& cut = *static_cast<const GroupCut*>(context);
   const Site& site = *cut.site;
   const SecondLayer& second = cut.layers->second;
-  const int64_t first = index * kGroup, end = first + kGroup, last = end < site.outputs ? end : site.outputs;
+  const int64_t begin = index * cut.neurons, wanted = begin + cut.neurons;
+  const int64_t end = wanted < site.outputs ? wanted : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
-    some_neurons(site, pixel_at(site, p), first, last);
-    if (cut.layers->value) value_units<Number>(*cut.layers->value, p, first, last);
-    float* partial = cut.partials + (index * site.pixels + p) * second.outputs;
-    add_group<Number>(second, p, first, 0, second.outputs, partial);
+    some_neurons(site, pixel_at(site, p), begin, end);
+    for (int64_t first = begin; first < end; first += kGroup) {
+      const int64_t last = first + kGroup < end ? first + kGroup : end;
+      if (cut.layers->value) value_units<Number>(*cut.layers->value, p, first, last);
+    }
+    Units units;
+    find_units<Number>(second, p, begin, end, units);
+    for (int64_t group = begin / kGroup, at = 0; group * kGroup < end; ++group) {
+      int64_t next = at;
+      while (next < units.count && units.list[next] < (group + 1) * kGroup) ++next;
+      float* partial = cut.partials + (group * site.pixels + p) * second.outputs;
+      add_units<Number>(second, units, static_cast<int>(at), static_cast<int>(next - at), 0, second.outputs, partial);
+      at = next;
+    }
   }
 }
 
@@ -228,9 +249,10 @@ void feed_forward(const FeedForward& layers, const Host& host) {
     const int64_t groups = divide_up(second.hidden_size, kGroup);
     const int64_t bytes = groups * second.rows * second.outputs * static_cast<int64_t>(sizeof(float));
     const Site with = encoded(*layers.site, host);
-    const GroupCut cut{&layers, &with, kColumns, divide_up(second.outputs, kColumns),
+    const int64_t neurons = neurons_of_a_piece(second.hidden_size, host);
+    const GroupCut cut{&layers, &with, neurons, kColumns, divide_up(second.outputs, kColumns),
                        static_cast<float*>(host.scratch(kPartials, bytes))};
-    host.parallel(groups, group_piece, &cut);
+    host.parallel(divide_up(second.hidden_size, neurons), groups_piece, &cut);
     return host.parallel(cut.chunks * second.rows, join_piece, &cut);
   }
   site(*layers.site, host);

@@ -10,8 +10,10 @@ namespace {
 
 // --- threads and memory ---------------------------------------------------------------------------------------------
 
+int64_t threads() { return torch::stable::get_num_threads(); }
+
 void share_out(int64_t pieces, Piece piece, const void* context) {
-  const int64_t available = torch::stable::get_num_threads();
+  const int64_t available = threads();
   const int64_t threads = available < pieces ? available : pieces;
   if (threads <= 1) {
     for (int64_t i = 0; i < pieces; ++i) piece(context, i);
@@ -122,7 +124,7 @@ bool has_vnni() { return instruction_set().has_vnni(); }
 const Kernels& kernels(Dtype dtype) { return instruction_set().kernels[static_cast<int>(dtype)](); }
 
 const Host& host() {
-  static const Host kept{share_out, scratch};
+  static const Host kept{share_out, threads, scratch};
   return kept;
 }
 
@@ -156,10 +158,10 @@ void build_linear(LinearSite& made, const Tensor& x, const Tensor& weight, const
 
 Tensor staged_linear_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, Maybe down, Maybe up, Sizes stages,
                           int64_t block, std::string guard, double number, Maybe limits, std::string activation,
-                          Maybe codes, Maybe code_numbers, Maybe code_slack) {
+                          Maybe codes, Maybe code_numbers, Maybe code_slack, Maybe code_rest) {
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
-               {codes, code_numbers, code_slack});
+               {codes, code_numbers, code_slack, code_rest});
   Site& site = made.built.site;
   Tensor result = new_like(x, with_last(x, site.outputs));
   if (residual.has_value()) {
@@ -182,7 +184,36 @@ struct Value {
   const Maybe& bias;
 };
 
-Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const Tensor& weight, const Maybe& bias) {
+// The second layer, and its weight once more in 24 bits: a row of codes and rest, and a scale, for each hidden unit.
+struct Second {
+  const Tensor& weight;
+  const Maybe& bias;
+  const Maybe& codes;
+  const Maybe& scales;
+  const Maybe& rest;
+};
+
+// Gives a second layer its weight in 24 bits, if that is there.
+void set_split(SecondLayer& layer, const Second& given, Dtype dtype, Floats& scales) {
+  if (!given.codes.has_value()) return;
+  STD_TORCH_CHECK(given.scales.has_value() && given.rest.has_value() && dtype == Dtype::Float32,
+                  "exprune: out_codes, of a float32 weight, come with out_scales and out_rest");
+  const Tensor &codes = *given.codes, &rest = *given.rest;
+  const Sizes shape{layer.hidden_size, layer.outputs};
+  for (const Tensor* table : {&codes, &rest}) {
+    STD_TORCH_CHECK(table->sizes().equals(shape) && table->is_contiguous(),
+                    "exprune: out_codes and out_rest are contiguous, [hidden, out]");
+  }
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Char && rest.scalar_type() == ScalarType::Short,
+                  "exprune: out_codes are int8, out_rest is int16");
+  scales = widened(given.scales, layer.hidden_size, "out_scales");
+  layer.codes = static_cast<const int8_t*>(codes.data_ptr());
+  layer.rest = static_cast<const int16_t*>(rest.data_ptr());
+  layer.scales = scales.data;
+}
+
+Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const Second& out) {
+  const Tensor& weight = out.weight;
   Site& site = made.built.site;
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == site.outputs,
                   "exprune: the second weight must read the hidden units");
@@ -206,32 +237,35 @@ Tensor feed_forward(const Tensor& x, LinearSite& made, const Value* value, const
   if (weight.size(0) > 1 && weight.strides()[0] != 1) {  // right, and slow: whoever lowers a graph stores columns
     columns = torch::stable::transpose(made_contiguous(torch::stable::transpose(weight, 0, 1)), 0, 1);
   }
-  const Floats wide_bias = widened(bias, weight.size(0), "the second bias");
+  const Floats wide_bias = widened(out.bias, weight.size(0), "the second bias");
   Tensor result = new_like(x, with_last(x, weight.size(0)));
-  const SecondLayer second{site.pixels, site.outputs, weight.size(0), hidden,
-                           {columns.data_ptr(), columns.strides()[1]}, wide_bias.data, result.data_ptr()};
+  SecondLayer second{site.pixels, site.outputs, weight.size(0), hidden, {columns.data_ptr(), columns.strides()[1]},
+                     wide_bias.data, result.data_ptr(), nullptr, nullptr, nullptr};
+  Floats scales;
+  set_split(second, out, site.dtype, scales);
   kernels(site.dtype).feed_forward({&site, value ? &branch : nullptr, second}, host());
   return result;
 }
 
 Tensor staged_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
                   std::string guard, double number, Maybe limits, std::string activation, Tensor weight_out,
-                  Maybe bias_out, Maybe codes, Maybe code_numbers, Maybe code_slack) {
+                  Maybe bias_out, Maybe codes, Maybe code_numbers, Maybe code_slack, Maybe code_rest, Maybe out_codes,
+                  Maybe out_scales, Maybe out_rest) {
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
-               {codes, code_numbers, code_slack});
-  return feed_forward(x, made, nullptr, weight_out, bias_out);
+               {codes, code_numbers, code_slack, code_rest});
+  return feed_forward(x, made, nullptr, {weight_out, bias_out, out_codes, out_scales, out_rest});
 }
 
 Tensor staged_gated_ffn(Tensor x, Tensor weight, Maybe bias, Maybe down, Maybe up, Sizes stages, int64_t block,
                         std::string guard, double number, Maybe limits, std::string activation, Tensor weight_value,
                         Maybe bias_value, Tensor weight_out, Maybe bias_out, Maybe codes, Maybe code_numbers,
-                        Maybe code_slack) {
+                        Maybe code_slack, Maybe code_rest, Maybe out_codes, Maybe out_scales, Maybe out_rest) {
   LinearSite made;
   build_linear(made, x, weight, bias, {down, up, stages, guard, number, limits}, block, activation,
-               {codes, code_numbers, code_slack});
+               {codes, code_numbers, code_slack, code_rest});
   const Value value{weight_value, bias_value};
-  return feed_forward(x, made, &value, weight_out, bias_out);
+  return feed_forward(x, made, &value, {weight_out, bias_out, out_codes, out_scales, out_rest});
 }
 
 // --- convolution ----------------------------------------------------------------------------------------------------
@@ -293,7 +327,8 @@ Tensor staged_conv2d_relu(Tensor x, Tensor weight, Maybe bias, Maybe residual, M
 
 #define EXPRUNE_HEAD "Tensor? down, Tensor? up, int[] stages, "
 #define EXPRUNE_GUARD "str guard, float number, Tensor? limits, "
-#define EXPRUNE_CODES ", Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None"
+#define EXPRUNE_CODES ", Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None, Tensor? code_rest=None"
+#define EXPRUNE_OUT_CODES ", Tensor? out_codes=None, Tensor? out_scales=None, Tensor? out_rest=None"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
   library.def("kernels_isa() -> str");
@@ -305,10 +340,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exprune, library) {
               "Tensor? code_numbers=None, Tensor? code_rest=None, "
               "bool pools=False) -> Tensor");
   library.def("staged_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
-              "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
+              "str activation, Tensor weight_out, Tensor? bias_out" EXPRUNE_CODES EXPRUNE_OUT_CODES ") -> Tensor");
   library.def("staged_gated_ffn(Tensor x, Tensor weight, Tensor? bias, " EXPRUNE_HEAD "int block, " EXPRUNE_GUARD
               "str activation, Tensor weight_value, Tensor? bias_value, Tensor weight_out, "
-              "Tensor? bias_out" EXPRUNE_CODES ") -> Tensor");
+              "Tensor? bias_out" EXPRUNE_CODES EXPRUNE_OUT_CODES ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exprune, CompositeExplicitAutograd, library) {

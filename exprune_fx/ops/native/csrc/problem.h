@@ -78,13 +78,14 @@ constexpr int64_t kCodeBlock = 256;  // columns whose error has one norm: as in 
 constexpr int64_t kReadBeyond = 64;  // bytes behind codes that may be read
 
 // A linear weight once more, rounded to 8 bits, with what the rounding costs: see exprune_fx/ops/codes.py. What they
-// prove is not read from the weight; no result depends on them.
+// prove is not read from the weight; no result depends on them. With a rest, the weight itself is not read at all.
 struct Codes {
   const int8_t* data;       // segment by segment [outputs, numbers of the segment], and 64 bytes that may be read; or null
   const float* numbers;     // [1 + blocks, outputs]: scale; the error's norm over each block of columns
   const float* slack;       // [3]: for rounding, per unit of |x| and per tick; the least tick per unit of |x|
   const int64_t* ends;      // [segments], columns
   int64_t segments;
+  const int16_t* rest;      // what the codes leave of the weights, in 2^-16 of the scales, laid out as they are; or null
   const char* inputs;       // what the rows of the input come to, one behind the other: filled in by the kernel
 };
 
@@ -134,6 +135,9 @@ struct SecondLayer {
   Rows weight;              // [hidden_size, outputs]
   const float* bias;        // [outputs] or null
   void* result;             // [rows, outputs]
+  const int8_t* codes;      // [hidden_size, outputs], read with their rest in place of a float32 weight; or null
+  const int16_t* rest;
+  const float* scales;      // [hidden_size], of the codes
 };
 
 // hidden[row, j] *= input[row, :] . weight[j, :] + bias[j] where it is not zero.
@@ -187,6 +191,7 @@ using Piece = void (*)(const void* context, int64_t index);
 // What a kernel needs of whoever calls it.
 struct Host {
   void (*parallel)(int64_t pieces, Piece piece, const void* context);
+  int64_t (*threads)();  // that may take part: nothing that is computed may depend on it
   // Memory for one purpose, 64-byte aligned; it is the caller's until the same purpose is asked for again.
   void* (*scratch)(int purpose, int64_t bytes);
 };

@@ -7,6 +7,7 @@ namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
 constexpr int kGroup = 128;        // hidden units that are added up apart: the order of a sum knows no threads, no batch
+constexpr int kUnits = 512;        // that are listed at once
 constexpr int kColumns = 1024;     // outputs of a piece of work: their sums stay in the innermost cache
 constexpr int kRows = 16;          // rows of input of a piece of work
 
@@ -23,59 +24,84 @@ EXPRUNE_INLINE int nonzero(const T* hidden, int64_t first, int64_t last, int32_t
   return count;
 }
 
-// sum[0:columns] += the listed rows, each times its value, in the order of the list.
-template <class T>
-static inline void add_rows(const T* weight, int64_t stride, const int32_t* list, const float* values, int count,
-                            int64_t columns, float* sum) {
-  int at = 0;
-  for (; at + 4 <= count; at += 4) {
-    const T* row[4];
-    const T* next[4];  // asked for ahead: the rows lie apart by more than the hardware looks
-    Vec value[4];
-    for (int n = 0; n < 4; ++n) {
-      row[n] = weight + list[at + n] * stride;
-      next[n] = at + 4 + n < count ? weight + list[at + 4 + n] * stride : row[n];
-      value[n] = all(values[at + n]);
-    }
-    int64_t i = 0;
-    for (; i + W <= columns; i += W) {
-      Vec s = load(sum + i);
-      EXPRUNE_UNROLLED for (int n = 0; n < 4; ++n) {
-        ask(next[n] + i);
-        s = fma(value[n], load(row[n] + i), s);
-      }
-      store(sum + i, s);
-    }
-    if (i < columns) {
-      const int rest = static_cast<int>(columns - i);
-      Vec s = load_first(sum + i, rest);
-      EXPRUNE_UNROLLED for (int n = 0; n < 4; ++n) s = fma(value[n], load_first(row[n] + i, rest), s);
-      store_first(sum + i, s, rest);
-    }
+// sum[0:columns] += N rows, each times its value; `next` are asked for meanwhile.
+template <int N, class Row>
+static inline void add_some_rows(const Row* row, const Row* next, const float* values, int64_t columns, float* sum) {
+  Vec value[N];
+  EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) value[n] = all(values[n]);
+  int64_t i = 0;
+  for (; i + W <= columns; i += W) {
+    Vec s = load(sum + i);
+    if (i % kLineNumbers<Row> == 0) EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) ask_for_line(next[n] + i);
+    EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) s = fma(value[n], load(row[n] + i), s);
+    store(sum + i, s);
   }
-  for (; at < count; ++at) {
-    const T* row = weight + list[at] * stride;
-    const Vec value = all(values[at]);
-    int64_t i = 0;
-    for (; i + W <= columns; i += W) store(sum + i, fma(value, load(row + i), load(sum + i)));
-    if (i < columns) {
-      const int rest = static_cast<int>(columns - i);
-      store_first(sum + i, fma(value, load_first(row + i, rest), load_first(sum + i, rest)), rest);
+  if (i < columns) {
+    const int rest = static_cast<int>(columns - i);
+    Vec s = load_first(sum + i, rest);
+    EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) s = fma(value[n], load_first(row[n] + i, rest), s);
+    store_first(sum + i, s, rest);
+  }
+}
+
+// sum[0:columns] += the listed rows, each times its value, in the order of the list. `more` follow in it, which are not
+// added: they will be next, and rows lie apart by more than the hardware looks ahead.
+template <class Row>
+static inline void add_rows(Row weight, int64_t stride, const int32_t* list, const float* values, int count, int more,
+                            int64_t columns, float* sum) {
+  for (int at = 0; at < count; at += 4) {
+    Row row[4], next[4];
+    for (int n = 0; n < 4; ++n) {
+      const int last = count + more - 1, here = at + n, there = here + 4;
+      row[n] = weight + list[here < last ? here : last] * stride;
+      next[n] = weight + list[there < last ? there : last] * stride;
+    }
+    const float* of = values + at;
+    switch (count - at) {
+      case 1:
+        add_some_rows<1>(row, next, of, columns, sum);
+        break;
+      case 2:
+        add_some_rows<2>(row, next, of, columns, sum);
+        break;
+      case 3:
+        add_some_rows<3>(row, next, of, columns, sum);
+        break;
+      default:
+        add_some_rows<4>(row, next, of, columns, sum);
     }
   }
 }
 
-// sum[0:columns] = what the hidden units of one row from `unit` on, a group at most, add to the outputs from `first` on.
+// The units of a row of hidden ones that are not zero: at most kUnits, in order.
+struct Units {
+  int count = 0;
+  int32_t list[kUnits];
+  float values[kUnits];
+};
+
+// Fills in units first .. last of one row.
 template <class T>
-static inline void add_group(const SecondLayer& layer, int64_t row, int64_t unit, int64_t first, int64_t columns,
-                             float* sum) {
-  int32_t list[kGroup];
-  float values[kGroup];
+static inline void find_units(const SecondLayer& layer, int64_t row, int64_t first, int64_t last, Units& units) {
   const T* hidden = static_cast<const T*>(layer.hidden) + row * layer.hidden_size;
-  const int64_t stop = unit + kGroup < layer.hidden_size ? unit + kGroup : layer.hidden_size;
-  const int count = nonzero(hidden, unit, stop, list, values);
+  units.count = nonzero(hidden, first, last, units.list, units.values);
+  if (!layer.rest) return;
+  for (int n = 0; n < units.count; ++n) units.values[n] *= layer.scales[units.list[n]] * kSplitUnit;
+}
+
+// sum[0:columns] = what `count` of the units, from the one at `at` on, add to the outputs from `first` on.
+template <class T>
+static inline void add_units(const SecondLayer& layer, const Units& units, int at, int count, int64_t first,
+                             int64_t columns, float* sum) {
   memset(sum, 0, sizeof(float) * static_cast<size_t>(columns));
-  add_rows(static_cast<const T*>(layer.weight.data) + first, layer.weight.stride, list, values, count, columns, sum);
+  const int more = units.count - at - count;
+  const int32_t* list = units.list + at;
+  const float* values = units.values + at;
+  if (layer.rest) {
+    return add_rows(Split{layer.codes, layer.rest} + first, layer.outputs, list, values, count, more, columns, sum);
+  }
+  const T* weight = static_cast<const T*>(layer.weight.data) + first;
+  add_rows(weight, layer.weight.stride, list, values, count, more, columns, sum);
 }
 
 template <class T>
@@ -102,10 +128,13 @@ template <class T>
 static inline void second_columns(const SecondLayer& layer, int64_t first, int64_t last, int64_t begin, int64_t end) {
   const int64_t columns = last - first;
   float sums[kRows * kColumns], part[kColumns];
+  Units units;
   memset(sums, 0, sizeof(float) * static_cast<size_t>(columns * (end - begin)));
   for (int64_t unit = 0; unit < layer.hidden_size; unit += kGroup) {
     for (int64_t row = begin; row < end; ++row) {
-      add_group<T>(layer, row, unit, first, columns, part);
+      const int64_t stop = unit + kGroup < layer.hidden_size ? unit + kGroup : layer.hidden_size;
+      find_units<T>(layer, row, unit, stop, units);
+      add_units<T>(layer, units, 0, units.count, first, columns, part);
       float* sum = sums + (row - begin) * columns;
       for (int64_t i = 0; i < columns; ++i) sum[i] += part[i];
     }

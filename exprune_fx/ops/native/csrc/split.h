@@ -1,5 +1,5 @@
 // A row of weights in 24 bits: 8-bit codes, and what they leave of the weights in 16 bits more. Three quarters of the
-// bytes of a float, and a quarter less to read of where the codes have just been read.
+// bytes of a float, and half of them where the codes have just been read.
 #pragma once
 
 #include "simd.h"
@@ -17,9 +17,20 @@ struct Split {
 
 constexpr float kSplitUnit = 1.0f / 65536;  // of a row's scale
 
+// How many numbers of a row fill a line of memory, or of a split one three; and to ask for them.
+template <class Row>
+constexpr int64_t kLineNumbers = kLineBytes / static_cast<int64_t>(sizeof(*Row{}));
+template <>
+inline constexpr int64_t kLineNumbers<Split> = kLineBytes;
+
 EXPRUNE_INLINE void ask_for(Split from, int64_t count) {
   ask(from.codes, count);
   ask(from.rest, count * static_cast<int64_t>(sizeof(int16_t)));
+}
+
+template <class Row>
+EXPRUNE_INLINE void ask_for_line(Row from) {
+  ask_for(from, kLineNumbers<Row>);
 }
 
 EXPRUNE_INLINE Vec load(Split from) {

@@ -1,0 +1,44 @@
+"""Which weights of fused linear operators the kernels are given once more, in fewer bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch.types import IntLikeType
+
+from exprune_fx.graph.edits import is_call
+from exprune_fx.ops.codes import MOST_ROWS
+
+LARGE_BYTES = 2**21  # what is smaller stays in a cache from one call to the next
+_OPERATORS = ("staged_linear_relu", "staged_ffn", "staged_gated_ffn")
+
+
+def may_have_codes(node: fx.Node) -> bool:
+    """Whether this is a call of a fused linear operator, which must be registered."""
+    return is_call(node, *(getattr(torch.ops.exprune, name).default for name in _OPERATORS))
+
+
+def rows_of(x: Tensor) -> IntLikeType:
+    """Rows of a linear layer's input, as far as its shape is known."""
+    return x.numel() // x.shape[-1] if x.shape[-1] else 0
+
+
+def codes_pay(weight: Tensor, rows: IntLikeType) -> bool:
+    """Whether kernels are given 8-bit codes (`ops.codes`).
+
+    Args:
+        weight: two-dimensional.
+        rows: of input; what is known only at run time may be few.
+    """
+    few = not isinstance(rows, int) or 0 < rows <= MOST_ROWS
+    return few and weight.numel() * weight.element_size() >= LARGE_BYTES
+
+
+def split_pays(weight: Tensor, rows: IntLikeType) -> bool:
+    """Whether kernels are given 24 bits (`ops.split`), if these hold the weight well.
+
+    Args:
+        weight: two-dimensional.
+        rows: of input; what is known only at run time may be many.
+    """
+    return isinstance(rows, int) and codes_pay(weight, rows) and weight.dtype == torch.float32
