@@ -10,6 +10,7 @@ from exprune_fx.graph.edits import is_call
 from exprune_fx.ops.codes import MOST_ROWS
 
 LARGE_BYTES = 2**21  # what is smaller stays in a cache from one call to the next
+SPLIT_BYTES = 2**24  # of what is smaller the last cache may hold much, and there fewer bytes gain nothing
 _OPERATORS = ("staged_linear_relu", "staged_ffn", "staged_gated_ffn")
 
 
@@ -41,4 +42,5 @@ def split_pays(weight: Tensor, rows: IntLikeType) -> bool:
         weight: two-dimensional.
         rows: of input; what is known only at run time may be many.
     """
-    return isinstance(rows, int) and codes_pay(weight, rows) and weight.dtype == torch.float32
+    whole = weight.dtype == torch.float32 and weight.numel() * weight.element_size() >= SPLIT_BYTES
+    return isinstance(rows, int) and codes_pay(weight, rows) and whole

@@ -17,14 +17,19 @@ from exprune_fx.plan import Array, Plan, SitePlan
 from exprune_fx.staging import fewer_bits
 
 
-def staged_ffn(thresholds: Tensor) -> fx.GraphModule:
-    """Hidden 8, 32 units; a prefix of 2 terms; the first weights as below, all the rest ones."""
+def staged_ffn(thresholds: Tensor, *, rows: int | None = None) -> fx.GraphModule:
+    """Hidden 8, 32 units; a prefix of 2 terms; the first weights as below, all the rest ones.
+
+    Args:
+        thresholds: [32].
+        rows: of each call, if the graph is to know that.
+    """
     model = FeedForward(8).eval()
     for parameter in model.parameters():
         parameter.data = torch.ones_like(parameter)
     model.fc1.bias.data = torch.zeros(32)
     model.fc1.weight.data[16:] = -1.0  # half of the units are zero for positive inputs
-    gm = capture(model, (torch.ones(2, 8),), dynamic_shapes=({0: Dim.AUTO},))
+    gm = capture(model, (torch.ones(rows or 2, 8),), dynamic_shapes=None if rows else ({0: Dim.AUTO},))
     entry = SitePlan(
         "fc1", (32, 8), "prefix", "", Calibrated(0.0), (2,), thresholds=Array.of(thresholds.reshape(1, 32))
     )
@@ -55,6 +60,17 @@ def test_of_a_weight_with_codes_the_codes_are_read_and_the_rows_that_are_needed(
     codes, needed = 32 * 2 + 24 * 6, 16 * 8
     activations = 8 + 32 + 32 + 8 + 8
     assert touched.bytes == codes + 4 * (needed + 16 * 8 + activations)
+
+
+def test_of_weights_in_24_bits_three_bytes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fewer_bits, "LARGE_BYTES", 1)
+    monkeypatch.setattr(fewer_bits, "SPLIT_BYTES", 1)
+    thresholds = torch.full((32,), -torch.inf)
+    thresholds[16:24] = 0.0
+    touched = count_touched(staged_ffn(thresholds, rows=1), [(torch.ones(1, 8),)])
+    codes, needed = 32 * 2 + 24 * 6, 16 * 8
+    activations = 8 + 32 + 32 + 8 + 8
+    assert touched.bytes == codes + 2 * needed + 3 * 16 * 8 + 4 * activations
 
 
 def test_a_row_that_one_of_several_tokens_needs_is_read_once() -> None:

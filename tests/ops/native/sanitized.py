@@ -42,7 +42,7 @@ def run_tests(preload: str, directory: Path, *arguments: str) -> subprocess.Comp
         "EXPRUNE_CACHE_DIR": str(directory),
         "OMP_NUM_THREADS": "1",
     }
-    names = ("agreement", "codes", "coded_heads", "election")
+    names = ("agreement", "codes", "coded_heads", "election", "split")
     tests = [str(Path(__file__).parent / f"test_{name}.py") for name in names]
     command = [
         sys.executable,

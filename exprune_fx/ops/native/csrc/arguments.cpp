@@ -410,7 +410,7 @@ void set_codes(Built& built, const CodeTensors& given) {
   if (!given.rest.has_value()) return;
   STD_TORCH_CHECK(given.rest->scalar_type() == ScalarType::Short && numel(*given.rest) == site.outputs * columns &&
                       given.rest->is_contiguous() && site.dtype == Dtype::Float32 && !needs_squares(site.guard.kind),
-                  "exprune: code_rest is int16, one for each float32 weight, under no guard that squares terms");
+                  "exprune: code_rest is int16, one for each float32 weight, and under no guard that squares terms");
   STD_TORCH_CHECK(site.pixels == 0 || site.few_pixels, "exprune: code_rest is for calls of few rows, not of ", site.pixels);
   built.code_rest = *given.rest;
   built.site.codes.rest = static_cast<const int16_t*>(built.code_rest.data_ptr());

@@ -116,9 +116,9 @@ void some_neurons(const Site& site, const Pixel& pixel, int64_t first, int64_t l
 
 // Neurons of a piece of work over few pixels: many, for each of its steps begins with weights that nobody has asked for
 // yet, but pieces enough for all threads; whole groups.
-int64_t neurons_of_a_piece(int64_t outputs, const Host& host) {
-  const int64_t groups = divide_up(divide_up(outputs, host.threads() * kPiecesAThread), kGroup);
-  return groups * kGroup < kNeurons ? groups * kGroup : kNeurons;
+int64_t neurons_of_a_piece(int64_t outputs, int64_t group, const Host& host) {
+  const int64_t wanted = divide_up(divide_up(outputs, host.threads() * kPiecesAThread), group) * group;
+  return wanted < kNeurons ? wanted : kNeurons / group * group;
 }
 
 void few_pixels_piece(const void* context, int64_t index) {
@@ -149,7 +149,7 @@ void site(const Site& site, const Host& host) {
   if (site.pixels == 0 || site.outputs == 0) return;
   if (site.few_pixels) {
     const Site with = encoded(site, host);
-    const int64_t neurons = neurons_of_a_piece(site.outputs, host);
+    const int64_t neurons = neurons_of_a_piece(site.outputs, kLeastGroup, host);
     const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
@@ -195,7 +195,7 @@ void second_piece(const void* context, int64_t index) {
 
 void value_piece(const void* context, int64_t index) {
   const ValueBranch& branch = *static_cast<const ValueBranch*>(context);
-  const int64_t first = index * kGroup, end = first + kGroup;
+  const int64_t first = index * kLeastGroup, end = first + kLeastGroup;
   for (int64_t row = 0; row < branch.rows; ++row) {
     value_units<Number>(branch, row, first, end < branch.hidden_size ? end : branch.hidden_size);
   }
@@ -204,7 +204,7 @@ void value_piece(const void* context, int64_t index) {
 struct GroupCut {
   const FeedForward* layers;
   const Site* site;
-  int64_t neurons;  // of a piece: whole groups
+  int64_t group, neurons;  // of a piece: whole groups
   int64_t columns, chunks;
   float* partials;  // [groups, rows, outputs]
 };
@@ -218,17 +218,15 @@ void groups_piece(const void* context, int64_t index) {
   const int64_t end = wanted < site.outputs ? wanted : site.outputs;
   for (int64_t p = 0; p < site.pixels; ++p) {
     some_neurons(site, pixel_at(site, p), begin, end);
-    for (int64_t first = begin; first < end; first += kGroup) {
-      const int64_t last = first + kGroup < end ? first + kGroup : end;
-      if (cut.layers->value) value_units<Number>(*cut.layers->value, p, first, last);
-    }
+    if (cut.layers->value) value_units<Number>(*cut.layers->value, p, begin, end);
     Units units;
     find_units<Number>(second, p, begin, end, units);
-    for (int64_t group = begin / kGroup, at = 0; group * kGroup < end; ++group) {
-      int64_t next = at;
-      while (next < units.count && units.list[next] < (group + 1) * kGroup) ++next;
-      float* partial = cut.partials + (group * site.pixels + p) * second.outputs;
-      add_units<Number>(second, units, static_cast<int>(at), static_cast<int>(next - at), 0, second.outputs, partial);
+    int at = 0;
+    for (int64_t first = begin; first < end; first += cut.group) {
+      int next = at;
+      while (next < units.count && units.list[next] < first + cut.group) ++next;
+      float* partial = cut.partials + (first / cut.group * site.pixels + p) * second.outputs;
+      add_units<Number>(second, units, at, next - at, 0, second.outputs, partial);
       at = next;
     }
   }
@@ -246,17 +244,17 @@ void feed_forward(const FeedForward& layers, const Host& host) {
   const SecondLayer& second = layers.second;
   if (second.rows == 0) return;
   if (layers.site->few_pixels) {
-    const int64_t groups = divide_up(second.hidden_size, kGroup);
+    const int64_t group = group_of(second.hidden_size), groups = divide_up(second.hidden_size, group);
     const int64_t bytes = groups * second.rows * second.outputs * static_cast<int64_t>(sizeof(float));
     const Site with = encoded(*layers.site, host);
-    const int64_t neurons = neurons_of_a_piece(second.hidden_size, host);
-    const GroupCut cut{&layers, &with, neurons, kColumns, divide_up(second.outputs, kColumns),
+    const int64_t neurons = neurons_of_a_piece(second.hidden_size, group, host);
+    const GroupCut cut{&layers, &with, group, neurons, kColumns, divide_up(second.outputs, kColumns),
                        static_cast<float*>(host.scratch(kPartials, bytes))};
     host.parallel(divide_up(second.hidden_size, neurons), groups_piece, &cut);
     return host.parallel(cut.chunks * second.rows, join_piece, &cut);
   }
   site(*layers.site, host);
-  if (layers.value) host.parallel(divide_up(second.hidden_size, kGroup), value_piece, layers.value);
+  if (layers.value) host.parallel(divide_up(second.hidden_size, kLeastGroup), value_piece, layers.value);
   const int64_t columns = divide_up(divide_up(second.outputs, divide_up(second.outputs, kColumns) * 2), 32) * 32;
   const SecondCut cut{&second, columns, divide_up(second.outputs, columns)};
   host.parallel(cut.chunks * divide_up(second.rows, kRows), second_piece, &cut);

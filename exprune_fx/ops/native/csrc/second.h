@@ -6,10 +6,17 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int kGroup = 128;        // hidden units that are added up apart: the order of a sum knows no threads, no batch
-constexpr int kUnits = 512;        // that are listed at once
+constexpr int64_t kLeastGroup = 128, kMostGroup = 512;  // hidden units that are added up apart
+constexpr int64_t kGroups = 8;     // of them at least, where these are not too small
+constexpr int64_t kUnits = kMostGroup;  // that are listed at once
 constexpr int kColumns = 1024;     // outputs of a piece of work: their sums stay in the innermost cache
 constexpr int kRows = 16;          // rows of input of a piece of work
+
+// How many hidden units are added up apart. The order of a sum knows no threads, no batch: only how many there are.
+EXPRUNE_INLINE int64_t group_of(int64_t hidden_size) {
+  const int64_t wanted = (hidden_size / kGroups + kLeastGroup - 1) / kLeastGroup * kLeastGroup;
+  return wanted < kLeastGroup ? kLeastGroup : wanted < kMostGroup ? wanted : kMostGroup;
+}
 
 // The hidden units of one row that are not zero, from `first` to `last`.
 template <class T>
@@ -114,7 +121,8 @@ EXPRUNE_INLINE void write_outputs(const SecondLayer& layer, int64_t row, int64_t
 // Outputs first .. last, at most kColumns of them, of one row, from the sums of all groups: [groups, rows, outputs].
 template <class T>
 static inline void join_groups(const SecondLayer& layer, int64_t row, int64_t first, int64_t last, const float* groups) {
-  const int64_t columns = last - first, count = (layer.hidden_size + kGroup - 1) / kGroup;
+  const int64_t size = group_of(layer.hidden_size), count = (layer.hidden_size + size - 1) / size;
+  const int64_t columns = last - first;
   float sums[kColumns] = {};
   for (int64_t group = 0; group < count; ++group) {
     const float* part = groups + (group * layer.rows + row) * layer.outputs + first;
@@ -126,13 +134,13 @@ static inline void join_groups(const SecondLayer& layer, int64_t row, int64_t fi
 // Outputs first .. last, at most kColumns of them, of rows begin .. end of the input, at most kRows of them.
 template <class T>
 static inline void second_columns(const SecondLayer& layer, int64_t first, int64_t last, int64_t begin, int64_t end) {
-  const int64_t columns = last - first;
+  const int64_t columns = last - first, group = group_of(layer.hidden_size);
   float sums[kRows * kColumns], part[kColumns];
   Units units;
   memset(sums, 0, sizeof(float) * static_cast<size_t>(columns * (end - begin)));
-  for (int64_t unit = 0; unit < layer.hidden_size; unit += kGroup) {
+  for (int64_t unit = 0; unit < layer.hidden_size; unit += group) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t stop = unit + kGroup < layer.hidden_size ? unit + kGroup : layer.hidden_size;
+      const int64_t stop = unit + group < layer.hidden_size ? unit + group : layer.hidden_size;
       find_units<T>(layer, row, unit, stop, units);
       add_units<T>(layer, units, 0, units.count, first, columns, part);
       float* sum = sums + (row - begin) * columns;
@@ -144,11 +152,11 @@ static inline void second_columns(const SecondLayer& layer, int64_t first, int64
   }
 }
 
-// Units first .. last of one row, a group at most: multiplied by their dot products with the input, where they are not zero.
+// Units first .. last of one row, at most kUnits: multiplied by their dot products with the input, where they are not zero.
 template <class T>
 static inline void value_units(const ValueBranch& branch, int64_t row, int64_t first, int64_t last) {
-  int32_t list[kGroup];
-  float gates[kGroup];
+  int32_t list[kUnits];
+  float gates[kUnits];
   T* hidden = static_cast<T*>(branch.hidden) + row * branch.hidden_size;
   const int alive = nonzero(hidden, first, last, list, gates);
   for (int at = 0; at < alive; at += W) {
