@@ -112,9 +112,7 @@ static inline void add_segment_in_memory(const RowsT& rows_of, const Site& site,
       Vec s[kInMemory];
       for (int j = 0; j < kInMemory; ++j) s[j] = zero();
       add_run_asking(field + run.input, rows, next, run.weight, run.length, s);
-      Vec lanes[W];
-      EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < kInMemory ? s[j] : zero();
-      total = total + rows_of.worth(sums(lanes), neurons);
+      total = total + rows_of.worth(four_sums(s), neurons);
     }
     store_first(partial + at, total, kInMemory);
   }

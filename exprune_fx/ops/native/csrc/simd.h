@@ -131,19 +131,24 @@ EXPRUNE_INLINE Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 EXPRUNE_INLINE Vec magnitude(Vec a) { return _mm512_abs_ps(a); }
 EXPRUNE_INLINE uint32_t less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 
-// Lanes 0, 1, ... of the result are the sums over all lanes of v[0], v[1], ...; each is added up in the same order.
-EXPRUNE_INLINE Vec sums(const Vec* v) {
+EXPRUNE_INLINE __m128 sums_of_four(const Vec* v) {
   const auto halves = [&](int j) EXPRUNE_LAMBDA {
     return _mm256_add_ps(_mm512_castps512_ps256(v[j]), _mm512_extractf32x8_ps(v[j], 1));
   };
-  const auto quads = [&](int j) EXPRUNE_LAMBDA {
-    const __m256 two = _mm256_hadd_ps(halves(j), halves(j + 1)), more = _mm256_hadd_ps(halves(j + 2), halves(j + 3));
-    const __m256 four = _mm256_hadd_ps(two, more);
-    return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
-  };
-  const __m256 low = _mm256_set_m128(quads(4), quads(0)), high = _mm256_set_m128(quads(12), quads(8));
+  const __m256 two = _mm256_hadd_ps(halves(0), halves(1)), more = _mm256_hadd_ps(halves(2), halves(3));
+  const __m256 four = _mm256_hadd_ps(two, more);
+  return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+}
+
+// Lanes 0, 1, ... of the result are the sums over all lanes of v[0], v[1], ...; each is added up in the same order.
+EXPRUNE_INLINE Vec sums(const Vec* v) {
+  const __m256 low = _mm256_set_m128(sums_of_four(v + 4), sums_of_four(v));
+  const __m256 high = _mm256_set_m128(sums_of_four(v + 12), sums_of_four(v + 8));
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
+
+// The same of four, in lanes 0 .. 3; the others are zero.
+EXPRUNE_INLINE Vec four_sums(const Vec* v) { return _mm512_zextps128_ps512(sums_of_four(v)); }
 
 // Writes lane i of v[0], v[1], ... next to one another at to + i * stride.
 EXPRUNE_INLINE void store_transposed(float* to, int64_t stride, const Vec* v) {
@@ -264,6 +269,11 @@ EXPRUNE_INLINE Vec sums(const Vec* v) {
 #endif
 
 #if EXPRUNE_ISA != 5
+EXPRUNE_INLINE Vec four_sums(const Vec* v) {
+  Vec lanes[W];
+  EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < 4 ? v[j] : zero();
+  return sums(lanes);
+}
 EXPRUNE_INLINE void store_transposed(float* to, int64_t stride, const Vec* v) {
   float lanes[W];
   for (int j = 0; j < W; ++j) {
