@@ -133,10 +133,9 @@ def make_ffn(hidden: int, case: FfnCase, dtype: torch.dtype, batch: int, say: Sa
     tokens = torch.randn(max(TOKENS, TURNS * batch), hidden).relu() * leading_scale(hidden)
     shift_biases(model, [model.fc1], [(tokens,)], case.zero)
     model, tokens = model.to(dtype), tokens.to(dtype)
-    plan = quantile_plan(
-        capture(model, (tokens[:2],), dynamic_shapes=({0: Dim.AUTO},)), [(tokens,)], case.stopped, SEEN
-    )
-    gm = capture(model, (tokens[:batch],))  # as torch.compile does it, which knows the rows of a call too
+    any_rows = capture(model, (tokens[:2],), dynamic_shapes=({0: Dim.AUTO},))
+    plan = quantile_plan(any_rows, [(tokens,)], case.stopped, SEEN)
+    gm = capture(model, (tokens[:batch],))  # torch.compile, too, knows the rows of a call
     inputs = tuple((rows.clone(),) for rows in tokens[: TURNS * batch].split(batch))
     about = f"{case.stopped:.0%} of the neurons stop after 1/8 of their terms, {case.zero:.0%} of the units are zero"
     return Subject(f"ffn_{hidden}{case.suffix}", "micro", dtype, batch, model, gm, plan, inputs, about)

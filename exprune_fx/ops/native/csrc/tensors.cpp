@@ -66,7 +66,7 @@ RowsOf rows_of(const Tensor& x, int64_t features) {
 Tensor new_like(const Tensor& like, const Sizes& sizes) {
   Sizes strides(sizes.size());
   int64_t numbers = 1;
-  for (size_t dim = sizes.size(); dim-- > 0; numbers *= sizes[dim]) strides[dim] = numbers;
+  for (size_t dim = sizes.size(); dim-- > 0; numbers *= sizes[dim] ? sizes[dim] : 1) strides[dim] = numbers;
   return new_like(like, sizes, strides);
 }
 
