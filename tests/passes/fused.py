@@ -14,18 +14,21 @@ from exprune_fx.ops import native, reference
 _SITE = "Tensor x, Tensor weight, Tensor? bias"
 _HEAD = "Tensor? down, Tensor? up, int[] stages"
 _RULE = "str guard, float number, Tensor? limits"
-_CODES = "Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None"  # which change no result
+# Which change no result, but for its last bits.
+_CODES = "Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_slack=None, Tensor? code_rest=None"
+_OUT_CODES = "Tensor? out_codes=None, Tensor? out_scales=None, Tensor? out_rest=None"
 _WALK = "int[] stride, int[] padding, int[] dilation, int groups"
 SCHEMAS = {
     "staged_linear_relu": f"{_SITE}, Tensor? residual, {_HEAD}, int block, {_RULE}, str activation, {_CODES}",
     "staged_conv2d_relu": f"{_SITE}, Tensor? residual, {_HEAD}, {_RULE}, {_WALK}, str activation, "
     "int[]? window=None, Tensor? codes=None, Tensor? code_numbers=None, Tensor? code_rest=None, bool pools=False",
     "staged_ffn": (
-        f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out, {_CODES}"
+        f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_out, Tensor? bias_out, {_CODES}, "
+        f"{_OUT_CODES}"
     ),
     "staged_gated_ffn": (
         f"{_SITE}, {_HEAD}, int block, {_RULE}, str activation, Tensor weight_value, Tensor? bias_value, "
-        f"Tensor weight_out, Tensor? bias_out, {_CODES}"
+        f"Tensor weight_out, Tensor? bias_out, {_CODES}, {_OUT_CODES}"
     ),
 }
 

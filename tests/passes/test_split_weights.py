@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 import exprune_fx as ex
 from exprune_fx.graph.edits import tensor_at
+from exprune_fx.ops import native
 from exprune_fx.passes.code_weights import CodeWeightsPass
 from exprune_fx.passes.split_weights import SplitWeightsPass
 from exprune_fx.staging import fewer_bits
@@ -47,6 +48,7 @@ def test_both_weights_are_split_and_values_stay(rows: int, guard: ex.Guard) -> N
     assert not SplitWeightsPass()(result.graph_module).changed
 
 
+@pytest.mark.skipif(not native.available(), reason="native kernels cannot be built here")
 def test_the_kernel_reads_the_tables_and_not_the_weights() -> None:
     result, x = SplitWeightsPass()(coded()[0]).graph_module, lowered()[1]
     with torch.no_grad():

@@ -72,10 +72,11 @@ Tensor new_like(const Tensor& like, const Sizes& sizes) {
 
 Tensor new_like(const Tensor& like, const Sizes& sizes, const Sizes& strides) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STD_TORCH_CHECK(aoti_torch_get_dtype(like.get(), &dtype) == AOTI_TORCH_SUCCESS, "exprune: a tensor without a dtype");
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                         dtype, aoti_torch_device_type_cpu(), 0, &made));
+  const AOTITorchError error = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                        dtype, aoti_torch_device_type_cpu(), 0, &made);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "exprune: no memory for a result");
   return Tensor(made);
 }
 
