@@ -42,16 +42,16 @@ def codes_of(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds each output's weights to ``scale * code``.
 
     Args:
-        weight: [out, K, kh, kw], floating point.
+        weight: [out, ...], floating point.
 
     Returns:
         Codes, int8 of the weight's shape, from -127 to 127; scales, float32 [out]. The scale of an output whose weights
         are not all finite is NaN, so that no estimate of it stops it.
     """
     wide = weight.float()
-    scales = wide.abs().amax((1, 2, 3)) / LARGEST_CODE
+    scales = wide.abs().amax(tuple(range(1, wide.dim()))) / LARGEST_CODE
     scales = scales.masked_fill(scales == 0, 1.0)
-    ratios = (wide / scales.reshape(-1, 1, 1, 1)).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+    ratios = (wide / scales.reshape(-1, *[1] * (wide.dim() - 1))).round().clamp(-LARGEST_CODE, LARGEST_CODE)
     codes = ratios.masked_fill(~torch.isfinite(ratios), 0.0).to(torch.int8)
     return codes, scales.masked_fill(~torch.isfinite(scales), torch.nan)
 

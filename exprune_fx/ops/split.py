@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exprune_fx.ops.dominance import LARGEST_CODE
+from exprune_fx.ops.coded import codes_of
 
 MOST_PEAK = 64.0  # of a row, by its root mean square: beyond, its other weights would lose too many of their bits
 LEAST_LARGEST = 1e-20  # of a row that is not zero: scales keep far from float32's smallest numbers
@@ -61,9 +61,7 @@ def _rest_of_rows(weight: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 def split_of(weight: Tensor) -> Split:
     """Splits the rows of a float32 weight [rows, K] that `splits_well`, into contiguous tables."""
     weight = weight.detach().contiguous()
-    scales = weight.abs().amax(1) / LARGEST_CODE
-    codes = (weight / scales.masked_fill(scales == 0, 1.0).unsqueeze(1)).round()
-    codes = codes.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8)
+    codes, scales = codes_of(weight)
     return Split(codes, scales, rest_of(weight, codes, scales))
 
 

@@ -26,8 +26,10 @@ def _operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewer_bits, "SPLIT_BYTES", 1)
 
 
-def coded(rows: int = 1, **how: object) -> tuple[fx.GraphModule, Tensor]:
-    gm, x = lowered(rows, **how)  # type: ignore[arg-type] # as lowered takes them
+def coded(
+    rows: int = 1, *, dynamic: bool = False, dtype: torch.dtype = torch.float32, guard: ex.Guard | None = None
+) -> tuple[fx.GraphModule, Tensor]:
+    gm, x = lowered(rows, dynamic=dynamic, dtype=dtype, guard=guard)
     return CodeWeightsPass()(gm).graph_module, x
 
 
