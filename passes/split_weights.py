@@ -18,7 +18,7 @@ from exprune_fx.graph.edits import (
     tensor_at,
 )
 from exprune_fx.ops.native.fake_site import SQUARES, ends_of_codes
-from exprune_fx.ops.split import rest_of, split_of, splits_well
+from exprune_fx.ops.split import rest_by_segments, split_of, splits_well
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
 from exprune_fx.staging.fewer_bits import may_have_codes, rows_of, split_pays
@@ -92,11 +92,7 @@ def _rest(gm: fx.GraphModule, given: dict[str, Any], weight: Tensor) -> dict[str
     """The rest of a weight, laid out as its codes: segment by segment [out, columns]."""
     codes, numbers = (tensor_at(gm, str(given[key].target)) for key in ("codes", "code_numbers"))
     ends = ends_of_codes(weight.shape[1], given["stages"], given["block"], given["guard"], given["down"] is not None)
-    out, rests = weight.shape[0], []
-    for first, last in zip([0, *ends[:-1]], ends, strict=True):
-        segment = codes[out * first : out * last].view(out, last - first)
-        rests.append(rest_of(weight[:, first:last], segment, numbers[0]).flatten())
-    return {_REST: torch.cat(rests)}
+    return {_REST: rest_by_segments(weight, codes, numbers[0], ends)}
 
 
 def _out(weight: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ read already.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,27 @@ def split_of(weight: Tensor) -> Split:
     weight = weight.detach().contiguous()
     codes, scales = codes_of(weight)
     return Split(codes, scales, rest_of(weight, codes, scales))
+
+
+def rest_by_segments(weight: Tensor, codes: Tensor, scales: Tensor, ends: Sequence[int]) -> Tensor:
+    """What a linear weight's codes leave of it, laid out as these are.
+
+    Args:
+        weight: [out, K].
+        codes: `codes.Codes.codes`: segment by segment [out, columns of the segment].
+        scales: [out], of the codes.
+        ends: columns up to the end of each segment.
+
+    Returns:
+        int16 [out * K].
+    """
+    out = weight.shape[0]
+    return torch.cat(
+        [
+            rest_of(weight[:, a:b], codes[out * a : out * b].view(out, b - a), scales).flatten()
+            for a, b in zip([0, *ends[:-1]], ends, strict=True)
+        ]
+    )
 
 
 def splits_well(weight: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from exprune_fx.ops.codes import MOST_ROWS
 from exprune_fx.ops.dominance import LARGEST_CODE
 from exprune_fx.ops.native.fake_site import SQUARES
-from exprune_fx.ops.split import rest_of, split_of
+from exprune_fx.ops.split import rest_by_segments, split_of
 from tests.ops.native import cases
 from tests.ops.native.cases import Linear
 from tests.ops.native.test_codes import LARGE, OPERATORS, codes_for, named
@@ -47,14 +47,8 @@ def tables(found: dict[str, Any], *, second: bool = True) -> dict[str, Tensor]:
     codes, weight = codes_for(found), found["weight"]
     by_codes = found["down"] is None
     ends = [*(stage * found["block"] for stage in found["stages"] if by_codes), weight.shape[1]]
-    rests = [
-        rest_of(
-            weight[:, a:b], codes.codes[len(weight) * a : len(weight) * b].view(len(weight), b - a), codes.numbers[0]
-        )
-        for a, b in zip([0, *ends[:-1]], ends, strict=True)
-    ]
     made = {"codes": codes.codes, "code_numbers": codes.numbers, "code_slack": codes.slack}
-    made["code_rest"] = torch.cat([rest.flatten() for rest in rests])
+    made["code_rest"] = rest_by_segments(weight, codes.codes, codes.numbers[0], ends)
     if second and "weight_out" in found:
         out = split_of(found["weight_out"].T)
         made |= {"out_codes": out.codes, "out_scales": out.scales, "out_rest": out.rest}
