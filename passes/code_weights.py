@@ -10,17 +10,15 @@ from torch import fx
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
-    fresh_name,
     recompile,
     set_args,
-    set_tensor,
     tensor_at,
 )
 from exprune_fx.ops.codes import codes_of
 from exprune_fx.ops.native.fake_site import ends_of_codes
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
-from exprune_fx.staging.fewer_bits import codes_pay, may_have_codes, rows_of
+from exprune_fx.staging.fewer_bits import codes_pay, hold_tables, may_have_codes, rows_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,7 @@ def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
     weight = tensor_at(gm, name)
     stages, block, guard = (given[key] for key in ("stages", "block", "guard"))
     made = codes_of(weight, ends_of_codes(weight.shape[1], stages, block, guard, given["down"] is not None))
-    base = f"exprune.{name.replace('.', '_')}"
     tables = {"codes": made.codes, "code_numbers": made.numbers, "code_slack": made.slack}
-    for key, table in tables.items():
-        given[key] = set_tensor(gm, fresh_name(gm, f"{base}.{key}"), table)
+    given |= hold_tables(gm, name, tables)
     assert isinstance(node.target, torch._ops.OpOverload)
     set_args(node, in_order(node.target, given), made_by=made_by)

@@ -11,17 +11,15 @@ from torch._subclasses.fake_tensor import is_fake
 
 from exprune_fx.graph.edits import (
     copy_graph_module,
-    fresh_name,
     recompile,
     set_args,
-    set_tensor,
     tensor_at,
 )
 from exprune_fx.ops.native.fake_site import SQUARES, ends_of_codes
 from exprune_fx.ops.split import rest_by_segments, split_of, splits_well
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
-from exprune_fx.staging.fewer_bits import may_have_codes, rows_of, split_pays
+from exprune_fx.staging.fewer_bits import hold_tables, may_have_codes, rows_of, split_pays
 
 _REST, _OUT = "code_rest", ("out_codes", "out_scales", "out_rest")
 
@@ -82,8 +80,7 @@ def _split(gm: fx.GraphModule, node: fx.Node, wish: tuple[str, ...], made_by: st
     for name in wish:
         target = str(given[name].target)
         weight = tensor_at(gm, target)
-        for key, table in (_rest(gm, given, weight) if name == "weight" else _out(weight)).items():
-            given[key] = set_tensor(gm, fresh_name(gm, f"exprune.{target.replace('.', '_')}.{key}"), table)
+        given |= hold_tables(gm, target, _rest(gm, given, weight) if name == "weight" else _out(weight))
     assert isinstance(node.target, torch._ops.OpOverload)
     set_args(node, in_order(node.target, given), made_by=made_by)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, fx
 from torch.types import IntLikeType
 
-from exprune_fx.graph.edits import is_call
+from exprune_fx.graph.edits import fresh_name, is_call, set_tensor
 from exprune_fx.ops.codes import MOST_ROWS
 
 LARGE_BYTES = 2**21  # what is smaller stays in a cache from one call to the next
@@ -17,6 +19,12 @@ _OPERATORS = ("staged_linear_relu", "staged_ffn", "staged_gated_ffn")
 def may_have_codes(node: fx.Node) -> bool:
     """Whether this is a call of a fused linear operator, which must be registered."""
     return is_call(node, *(getattr(torch.ops.exprune, name).default for name in _OPERATORS))
+
+
+def hold_tables(gm: fx.GraphModule, weight: str, tables: Mapping[str, Tensor]) -> dict[str, fx.Node]:
+    """Gives a graph the tables of one of its weights, under names of their own; the nodes that read them."""
+    base = f"exprune.{weight.replace('.', '_')}"
+    return {key: set_tensor(gm, fresh_name(gm, f"{base}.{key}"), table) for key, table in tables.items()}
 
 
 def rows_of(x: Tensor) -> IntLikeType:
