@@ -22,6 +22,7 @@ INNER: dict[str, dict[str, Any]] = {
     "inductor_freezing": {"freezing": True},
     "inductor_max_autotune": {"freezing": True, "max_autotune": True},
 }
+UNCOMPILED = "eager"  # called as any module, without torch.compile
 
 
 @dataclass(eq=False)
@@ -79,7 +80,7 @@ class Runnable:
 def compiled(
     model: nn.Module, name: str, inner: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Runnable:
-    """A copy of the model under Inductor, compiled by one call.
+    """A copy of the model under Inductor, compiled by one call; or the model as it is.
 
     ``options={"freezing": True}`` alone freezes nothing: Dynamo asks Inductor's global configuration whether to keep
     parameters in the graph, and an option is not there yet when it does. So Dynamo is told too, and that no parameter
@@ -88,13 +89,15 @@ def compiled(
     Args:
         model: in eval mode; it is copied, a graph's weights stay where they are.
         name: what errors call it.
-        inner: a key of `INNER`.
+        inner: a key of `INNER`, or `UNCOMPILED`.
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
 
     Raises:
         ExpruneError: it cannot be compiled, not as one graph, or not as asked.
     """
+    if inner == UNCOMPILED:
+        return Runnable(name, model)
     options = INNER[inner]
     backend = _Backend(options)
     # Weights of a transformed graph stay in the memory that was made ready for them.

@@ -1,8 +1,7 @@
 """The columns of a row: the model as it is, under Inductor in three settings, and the best of ours in the same ways."""
 
-from exprune_fx.compiling import INNER
+from exprune_fx.compiling import INNER, UNCOMPILED
 
-UNCOMPILED = "eager"  # called as any module, without torch.compile
 WAYS = (UNCOMPILED, *INNER)
 DENSE = WAYS
 OURS = "ours"

@@ -17,6 +17,7 @@ _COPY_BYTES = 256 * 2**20  # far more than any cache holds
 _QUICK_BYTES = 16 * 2**20
 _MATRIX, _QUICK_MATRIX = 2048, 256
 _REPEATS = 7
+_PRODUCT_S = 0.5  # that one product may take: where a dtype has no instructions, a large one takes a minute
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,22 @@ def _bandwidths(size: int) -> tuple[float, float]:
     return 2 * size / copy_s / 1e9, size / read_s / 1e9
 
 
-def _matmul(dtype: torch.dtype, size: int) -> float:
+def _matmul(dtype: torch.dtype, largest: int) -> float:
+    """GFLOP/s of the best of several sizes, doubled up to the largest as long as a product does not take too long."""
+    best, size = 0.0, _QUICK_MATRIX
+    while size <= largest:
+        product_s = _product_s(dtype, size)
+        best = max(best, 2 * size**3 / product_s / 1e9)
+        if 8 * product_s > _PRODUCT_S:
+            break
+        size *= 2
+    return best
+
+
+def _product_s(dtype: torch.dtype, size: int) -> float:
     left = torch.randn(size, size).to(dtype)
     right = torch.randn(size, size).to(dtype)
-    return 2 * size**3 / _shortest(lambda: left @ right) / 1e9
+    return _shortest(lambda: left @ right)
 
 
 def _shortest(call: Callable[[], object]) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from exprune_fx.bench.columns import DENSE, OURS, STAGED, UNCOMPILED, WAYS
+from exprune_fx.bench.columns import DENSE, OURS, STAGED, WAYS
 from exprune_fx.bench.machine import Machine, name_of
 from exprune_fx.bench.rows import WRONG, Row
 from exprune_fx.bench.subject import HeldOut, Say, Subject
@@ -19,7 +19,7 @@ from exprune_fx.bench.timing import Interleaved, Schedule, Timing, interleave
 from exprune_fx.bench.touched import count_touched
 from exprune_fx.calibration.prepare import Prepared
 from exprune_fx.calibration.whole import settle
-from exprune_fx.compiling import Runnable, compiled
+from exprune_fx.compiling import UNCOMPILED, Runnable, compiled
 from exprune_fx.errors import ExpruneError
 from exprune_fx.guards import Bound
 from exprune_fx.pipeline import record_of, transform
@@ -172,10 +172,8 @@ def _columns(subject: Subject, forms: Mapping[str, fx.GraphModule], say: Say) ->
     for prefix, model in models.items():
         for way in WAYS:
             name = f"{prefix}{way}"
-            if way == UNCOMPILED:
-                columns.append(Runnable(name, model))
-                continue
-            say(f"compiling {name}")
+            if way != UNCOMPILED:
+                say(f"compiling {name}")
             columns.append(compiled(model, name, way, subject.inputs[0]))
     return columns
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from exprune_fx.bench.columns import COLUMNS, OURS, UNCOMPILED
+from exprune_fx.bench.columns import COLUMNS, OURS
 from exprune_fx.bench.machine import Machine
 from exprune_fx.bench.record import row_label, summarise
 from exprune_fx.bench.rows import Row
+from exprune_fx.compiling import UNCOMPILED
 from exprune_fx.report.layout import Cell, Section, Table, columns, percent_text
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -36,7 +37,8 @@ _LEFT_NOTE = (
 
 def machine_text(machine: Machine) -> str:
     """The machine in two lines."""
-    products = ", ".join(f"{_SHORT.get(name, name)} {rate:,.0f}" for name, rate in machine.matmul_gflop_per_s.items())
+    rates = machine.matmul_gflop_per_s.items()
+    products = ", ".join(f"{_SHORT.get(name, name)} {rate:,.{0 if rate >= 10 else 1}f}" for name, rate in rates)
     return (
         f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.isa} "
         f"(fused operators: {machine.kernels_isa}), torch {machine.torch_version}.\n"

@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from exprune_fx.calibration.decide import dense_entry
-from exprune_fx.compiling import Runnable, compiled
+from exprune_fx.compiling import UNCOMPILED, Runnable, compiled
 from exprune_fx.errors import ExpruneError
 from exprune_fx.graph.running import as_call, examples_in
 from exprune_fx.passes.reshape_views import ReshapeViewsPass
@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 SETTINGS = ("inductor_freezing", "inductor_max_autotune")
 GAIN = 0.02  # what a whole graph must win: less is within what two runs of one graph differ by
 ROUNDS_WON = 2 / 3  # share of the rounds in which it must be the faster one
+_AS_IT_IS = ", called as it is"
 _ROUNDS = Rounds(most=41, budget_s=30.0, least=7)
 
 Compile = Callable[..., Runnable]
@@ -78,8 +79,8 @@ def settle(
     """The plan whose compiled graph is the fastest, or a dense one.
 
     The dense graph is compiled with parameters frozen, and with max-autotune on top; the staged graphs in the setting
-    that served the dense one best. A staged graph wins if the median over the rounds of its time over the dense one's
-    is below ``1 - GAIN``, and it was faster in `ROUNDS_WON` of them, twice.
+    that served the dense one best of these. A staged graph wins if the median over the rounds of its time over the
+    dense one's is below ``1 - GAIN``, and it was faster in `ROUNDS_WON` of them, twice.
 
     Args:
         gm: the dense graph, its terms in the plans' order.
@@ -91,8 +92,8 @@ def settle(
         compile_graph: `exprune_fx.compiling.compiled` by default, replaced in tests.
         samples: walks of steps to the seconds of each key, round by round; `sample_graphs` by default, replaced in
             tests.
-        as_it_is: staged graphs may also win as they are, called without ``torch.compile``: for who can do so. A form
-            that won so is named ``<plan>, called as it is``.
+        as_it_is: graphs may also be called as they are, without ``torch.compile``, the dense one too: for who can do
+            so. A form that is called so is named ``<plan>, called as it is``.
     """
     distinct = _distinct(plans)
     if not distinct:
@@ -100,39 +101,63 @@ def settle(
     calls = [as_call(batch) for batch in batches]
     compile_graph, samples = compile_graph or compiled, samples or sample_graphs
     try:
-        dense = [compile_graph(gm, f"the dense graph ({name})", name, *calls[0]) for name in SETTINGS]
-        (tuned,) = _paired(dense[0], dense[1:], calls, samples).values()
-        best = int(tuned.ratio < 1)
+        dense = _best_dense(gm, calls, compile_graph, samples, as_it_is=as_it_is)
         graphs = _lowered(StagedRecord(Plan(), ReshapeViewsPass()(gm).graph_module, tuple(sites), groups), distinct)
-        staged = {name: compile_graph(graph, name, SETTINGS[best], *calls[0]) for name, graph in graphs.items()}
-        plan_of = {name: name for name in staged}
+        ways = {name: (name, dense.setting) for name in graphs}
         if as_it_is:
-            uncompiled = {f"{name}, called as it is": name for name in graphs}
-            staged |= {way: Runnable(way, graphs[name]) for way, name in uncompiled.items()}
-            plan_of |= uncompiled
+            ways |= {f"{name}{_AS_IT_IS}": (name, UNCOMPILED) for name in graphs}
+        staged = {way: compile_graph(graphs[name], way, how, *calls[0]) for way, (name, how) in ways.items()}
     except ExpruneError as error:
         name = next(reversed(distinct))
         _log.warning("whole graphs could not be compared, %s are staged on their own times: %s", name, error)
         return Settled(distinct[name])
-    pairs = _paired(dense[best], list(staged.values()), calls, samples)
+    pairs = _paired(dense.form, list(staged.values()), calls, samples)
     fastest = min(pairs, key=lambda name: (not _wins(pairs[name]), pairs[name].ratio))
     if _wins(pairs[fastest]):  # it has to win twice: a noisy minute is not a faster graph
-        pairs |= _paired(dense[best], [staged[fastest]], calls, samples)
+        pairs |= _paired(dense.form, [staged[fastest]], calls, samples)
     pair = pairs[fastest]
     dense_s = median(pair.base)
-    tried = {dense[0].name: median(tuned.base), dense[1].name: median(tuned.rival), dense[best].name: dense_s}
     timing = SiteTiming(
         dense_s=dense_s,
-        dense_form=dense[best].name,
+        dense_form=dense.form.name,
         staged_s=dense_s * pair.ratio,
         staged_form=fastest,
         examples=examples_in(batches[0]),
         threads=torch.get_num_threads(),
-        tried=tried | {name: dense_s * each.ratio for name, each in pairs.items()},
+        tried=dense.tried | {dense.form.name: dense_s} | {name: dense_s * each.ratio for name, each in pairs.items()},
     )
     if _wins(pair):
-        return Settled(distinct[plan_of[fastest]], timing)
-    return Settled(_all_dense(sites, distinct[plan_of[fastest]], timing, pair), timing)
+        return Settled(distinct[ways[fastest][0]], timing)
+    return Settled(_all_dense(sites, distinct[ways[fastest][0]], timing, pair), timing)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense form that staged graphs have to beat.
+
+    Attributes:
+        form: what is called.
+        setting: of `SETTINGS`, which served the dense graph best.
+        tried: median seconds of all its forms, by their names.
+    """
+
+    form: Runnable
+    setting: str
+    tried: dict[str, float]
+
+
+def _best_dense(gm: fx.GraphModule, calls: Calls, compile_graph: Compile, samples: Sample, *, as_it_is: bool) -> _Dense:
+    """The fastest of the compiled dense graphs, and of the one that is called as it is."""
+    frozen, autotuned = (compile_graph(gm, f"the dense graph ({name})", name, *calls[0]) for name in SETTINGS)
+    (pair,) = _paired(frozen, [autotuned], calls, samples).values()
+    form, setting = (autotuned, SETTINGS[1]) if pair.ratio < 1 else (frozen, SETTINGS[0])
+    tried = {frozen.name: median(pair.base), autotuned.name: median(pair.rival)}
+    if as_it_is:
+        plain = compile_graph(gm, f"the dense graph{_AS_IT_IS}", UNCOMPILED, *calls[0])
+        (pair,) = _paired(form, [plain], calls, samples).values()
+        tried[plain.name] = median(pair.rival)
+        form = plain if pair.ratio < 1 else form
+    return _Dense(form, setting, tried)
 
 
 def _paired(base: Runnable, rivals: Sequence[Runnable], calls: Calls, samples: Sample) -> dict[str, Pair]:

@@ -23,6 +23,7 @@ from tests.passes.staging import plan_for
 
 ROUNDS = 9
 FREEZING, AUTOTUNE = "the dense graph (inductor_freezing)", "the dense graph (inductor_max_autotune)"
+AS_IT_IS = "the dense graph, called as it is"
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +86,26 @@ def settled(
     return settle(gm, groups, sites, plans, batches, compile_graph, machine.sample, as_it_is=as_it_is), compiled
 
 
+def as_it_is(staged_s: float, dense_s: float) -> dict[str, float]:
+    """Times of a plan that loses when it is compiled, and of both graphs as they are."""
+    compiled = {FREEZING: 5.0, AUTOTUNE: 4.0, EVERY_GAIN.name: 6.0, CLEAR_GAIN.name: 6.0}
+    return compiled | {AS_IT_IS: dense_s, f"{CLEAR_GAIN.name}, called as it is": staged_s}
+
+
 def test_a_graph_may_win_without_being_compiled_where_that_is_asked_for() -> None:
-    times = {FREEZING: 5.0, AUTOTUNE: 4.0, EVERY_GAIN.name: 6.0, CLEAR_GAIN.name: 6.0}
-    result, compiled = settled(times, same=True, as_it_is=True)  # what is not compiled takes no time on this clock
+    result, compiled = settled(as_it_is(3.0, 4.5), same=True, as_it_is=True)
     assert heads(result).count("prefix") > 1
     assert result.timing is not None
-    assert result.timing.staged_form.endswith(", called as it is")
-    assert len(compiled) == 3
-    assert set(heads(settled(times, same=True)[0])) == {"dense"}
+    assert (result.timing.dense_form, result.timing.staged_form) == (AUTOTUNE, f"{CLEAR_GAIN.name}, called as it is")
+    assert [name.rpartition(" | ")[2] for name in compiled].count("eager") == 2
+    assert set(heads(settled(as_it_is(3.0, 4.5), same=True)[0])) == {"dense"}
+
+
+def test_who_need_not_compile_the_staged_graph_need_not_compile_the_dense_one() -> None:
+    result, _ = settled(as_it_is(3.0, 2.5), same=True, as_it_is=True)
+    assert set(heads(result)) == {"dense"}
+    assert result.timing is not None
+    assert (result.timing.dense_form, result.timing.dense_s) == (AS_IT_IS, 2.5)
 
 
 def test_a_graph_that_wins_once_only_is_not_taken() -> None:
