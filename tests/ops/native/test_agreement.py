@@ -148,6 +148,17 @@ def test_a_row_alone_equals_the_row_among_others_to_the_bit(case: Linear) -> Non
 @the_isa_stays
 @on_every_isa
 def test_an_image_alone_equals_the_image_among_others_to_the_bit(case: Conv) -> None:
+    _alone_and_among_others(case)
+
+
+@on_every_isa
+def test_an_image_read_where_it_lies_equals_the_same_image_copied_to_the_bit() -> None:
+    case = Conv(1, 40, batch=7, space=(3, 9), kernel=(1, 4), padding=(0, 0), x_layout="expanded")
+    for seed in range(4):
+        _alone_and_among_others(replace(case, seed=seed))
+
+
+def _alone_and_among_others(case: Conv) -> None:
     x, weight, bias, residual, *rest = case.arguments()
     together = fused("staged_conv2d_relu", (x, weight, bias, residual, *rest))
     with threads(2):

@@ -66,6 +66,9 @@ CASES = {
     "pointwise": Case(kernel=(1, 1), padding=(0, 0)),
     "strided, dilated, oblong": Case(12, 17, (11, 15), kernel=(1, 3), stride=(1, 2), padding=(0, 2), dilation=(1, 2)),
     "bfloat16": Case(12, 40, (12, 12), dtype=torch.bfloat16, rest=False),
+    "bfloat16, an input halfway between two ticks": Case(
+        16, 53, (1, 9), 3, (1, 1), padding=(0, 0), signed=False, rest=False, dtype=torch.bfloat16, seed=304
+    ),
     "float16": Case(12, 40, (3, 3), dtype=torch.float16, rest=False, window=(3, 1)),
     "relu6": Case(activation="relu6", bias=False),
     "squared": Case(activation="relu_squared"),

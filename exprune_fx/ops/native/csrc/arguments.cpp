@@ -72,11 +72,13 @@ void add_planes(std::vector<Plane>& planes, int64_t first, int64_t last, int64_t
 
 // --- runs -----------------------------------------------------------------------------------------------------------
 
-// One chunk's runs: one a tap, or one a kernel row where the taps are neighbours in the plane and in the weight.
+// One chunk's runs: one a tap, or one a kernel row where the taps are neighbours in the plane and in the weight. Joined
+// are taps of whole vectors only, so that a sum does not depend on it: how an image lies in memory decides, too.
 void add_chunk(Built& built, const Image& image, const Plane& plane, const Weight& weight, bool merge) {
   const Geometry& g = built.site.geometry;
   const int64_t length = plane.last - plane.first;
-  const bool whole = length == plane.pitch && length == weight.channels && weight.column_stride == length;
+  const bool whole = length == plane.pitch && length == weight.channels && weight.column_stride == length &&
+                     length % kLine == 0;
   const bool one = g.kernel_columns == 1 || (merge && whole && g.dilation_columns == 1);
   const int64_t taps = one ? 1 : g.kernel_columns;
   int32_t runs = 0;

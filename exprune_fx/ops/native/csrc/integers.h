@@ -77,6 +77,12 @@ EXPRUNE_INLINE void to_ticks(const float* x, float inverse, int64_t length, int1
     const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(ticks + i), _mm512_cvtepi32_epi16(whole));
   }
+#elif EXPRUNE_ISA == 2
+  for (; i + 8 <= length; i += 8) {
+    const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)));
+    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(ticks + i), half);
+  }
 #endif
   for (; i < length; ++i) ticks[i] = to_nearest(x[i] * inverse);
 }

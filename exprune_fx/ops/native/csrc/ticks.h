@@ -65,6 +65,13 @@ EXPRUNE_INLINE void to_bytes(const float* x, float inverse, int32_t zero_at, int
     const __m512i from_zero = _mm512_max_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(zero_at)), _mm512_setzero_si512());
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtusepi32_epi8(from_zero));
   }
+#elif EXPRUNE_ISA == 2
+  for (; i + 8 <= count; i += 8) {
+    const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)));
+    const __m256i from_zero = _mm256_add_epi32(whole, _mm256_set1_epi32(zero_at));
+    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(from_zero), _mm256_extracti128_si256(from_zero, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i), _mm_packus_epi16(half, half));
+  }
 #endif
   for (; i < count; ++i) {
     const int32_t at = to_nearest(x[i] * inverse) + zero_at;
