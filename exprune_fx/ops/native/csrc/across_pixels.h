@@ -13,7 +13,7 @@ namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
 constexpr int kPixelVectors = W == 16 ? 4 : 2;  // register tile of a head in pixel lanes: this many vectors of pixels
-constexpr int kHeadNeurons = W == 4 ? 2 : (W == 16 ? 6 : 4);  // times this many neurons
+constexpr int kHeadNeurons = W == 4 ? 2 : 6;  // times this many neurons
 constexpr int kLaneTile = kPixelVectors * W;
 constexpr int kMostNeurons = 96;  // of a piece of work
 constexpr int kAhead = 2;         // neurons

@@ -89,7 +89,8 @@ EXPRUNE_INLINE Ints sums_of_quarters(Ints s) {
 
 // --- the sums -------------------------------------------------------------------------------------------------------
 
-constexpr int kFewLaneNeurons = W == 16 ? 16 : 4;  // of a register tile of one vector of pixels
+constexpr int kCodedNeurons = W == 4 ? 2 : (W == 16 ? 6 : 4);  // of a register tile of kPixelVectors
+constexpr int kFewLaneNeurons = W == 16 ? 16 : 4;              // and of one vector of pixels
 constexpr int kQuarterLanes = W == 16 ? 4 : 0;     // pixels of a panel whose vectors hold four numbers of each
 
 // Pixels of the panels of a coded head.
@@ -226,7 +227,7 @@ static inline void coded_heads(Tile& tile, const float* panel, const Finish& fin
   if (tile.lanes == kQuarterLanes) return coded_heads_of<kFewLaneNeurons, 1, true>(tile, panel, finish);
 #endif
   if (tile.lanes == W) return coded_heads_of<kFewLaneNeurons, 1, false>(tile, panel, finish);
-  coded_heads_of<kHeadNeurons, kPixelVectors, false>(tile, panel, finish);
+  coded_heads_of<kCodedNeurons, kPixelVectors, false>(tile, panel, finish);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

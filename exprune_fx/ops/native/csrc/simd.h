@@ -226,6 +226,56 @@ EXPRUNE_INLINE Vec sums(const Vec* v) {
   return _mm256_add_ps(low, high);
 }
 
+EXPRUNE_INLINE Vec four_sums(const Vec* v) {
+  const Vec abcd = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  return _mm256_zextps128_ps256(_mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+EXPRUNE_INLINE void store_transposed(float* to, int64_t stride, const Vec* v) {
+  Vec a[8], b[8];
+  EXPRUNE_UNROLLED for (int j = 0; j < 8; j += 2) {  // pairs of rows
+    a[j] = _mm256_unpacklo_ps(v[j], v[j + 1]);
+    a[j + 1] = _mm256_unpackhi_ps(v[j], v[j + 1]);
+  }
+  EXPRUNE_UNROLLED for (int j = 0; j < 8; j += 4) {  // b[j + i] holds columns i and 4 + i of rows j .. j + 3
+    b[j] = _mm256_shuffle_ps(a[j], a[j + 2], 0x44);
+    b[j + 1] = _mm256_shuffle_ps(a[j], a[j + 2], 0xee);
+    b[j + 2] = _mm256_shuffle_ps(a[j + 1], a[j + 3], 0x44);
+    b[j + 3] = _mm256_shuffle_ps(a[j + 1], a[j + 3], 0xee);
+  }
+  EXPRUNE_UNROLLED for (int i = 0; i < 4; ++i) {
+    store(to + i * stride, _mm256_permute2f128_ps(b[i], b[4 + i], 0x20));
+    store(to + (4 + i) * stride, _mm256_permute2f128_ps(b[i], b[4 + i], 0x31));
+  }
+}
+
+// Lanes whose bit is set, lowest first, a byte each: one entry for each value of the bits.
+struct LanesSet {
+  uint64_t of[256];
+
+  constexpr LanesSet() : of{} {
+    for (int bits = 0; bits < 256; ++bits) {
+      int next = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        if (bits >> lane & 1) of[bits] |= static_cast<uint64_t>(lane) << (8 * next++);
+      }
+    }
+  }
+};
+static constexpr LanesSet kLanesSet;
+
+EXPRUNE_INLINE __m256i lanes_set(uint32_t bits) {
+  return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kLanesSet.of[bits])));
+}
+
+EXPRUNE_INLINE void compress(float* to, Vec v, uint32_t bits) {
+  _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, lanes_set(bits)));
+}
+EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
+  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(v, lanes_set(bits)));
+}
+
 #else
 
 constexpr int W = 4;
@@ -266,14 +316,7 @@ EXPRUNE_INLINE Vec sums(const Vec* v) {
   return total;
 }
 
-#endif
-
-#if EXPRUNE_ISA != 5
-EXPRUNE_INLINE Vec four_sums(const Vec* v) {
-  Vec lanes[W];
-  EXPRUNE_UNROLLED for (int j = 0; j < W; ++j) lanes[j] = j < 4 ? v[j] : zero();
-  return sums(lanes);
-}
+EXPRUNE_INLINE Vec four_sums(const Vec* v) { return sums(v); }
 EXPRUNE_INLINE void store_transposed(float* to, int64_t stride, const Vec* v) {
   float lanes[W];
   for (int j = 0; j < W; ++j) {
@@ -297,6 +340,7 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
     to += (bits >> j) & 1u;
   }
 }
+
 #endif
 
 // Asks for a line of memory: into the second cache, where far more requests may wait than at the first.
