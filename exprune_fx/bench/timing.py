@@ -25,6 +25,8 @@ class Schedule:
         warmup: untimed calls of each column before the first round.
         budget_s: seconds for all rounds of all columns of one row.
         least_rounds: never fewer than these.
+        lead_s: what the untimed calls that a slot starts with may take, seconds, to be made on every input; where they
+            would take longer, one is made.
     """
 
     rounds: int = 41
@@ -32,6 +34,7 @@ class Schedule:
     warmup: int = 10
     budget_s: float = 40.0
     least_rounds: int = 9
+    lead_s: float = 0.02
 
 
 QUICK = Schedule(rounds=3, slot_s=0.0005, warmup=2, budget_s=2.0, least_rounds=2)
@@ -85,9 +88,10 @@ def interleave(
     """Times all columns in one run: in each round every column has one slot.
 
     The order rotates from round to round and runs backwards every other round, so that no column always follows the
-    same one. All columns make the same calls on the same inputs, which take turns. A slot starts with a call that is
-    not timed, on the input before: it pays for what the other columns left in the caches, so that every column is timed
-    as a model that runs again and again.
+    same one. All columns make the same calls on the same inputs, which take turns. A slot starts with calls that are
+    not timed: they pay for what the other columns left in the caches, so that every column is timed as a model that
+    runs again and again. A column may read other weights for each input, so where calls are short every input has its
+    turn; where they are long, and what they read is more than the caches hold, one call is made, on the input before.
 
     Args:
         columns: what to call, by name; compiled and called once already.
@@ -98,15 +102,16 @@ def interleave(
     estimates = {name: _warm_up(call, inputs, schedule.warmup, clock) for name, call in columns.items()}
     typical = statistics.median(estimates.values())
     calls = max(1, math.ceil(schedule.slot_s / typical)) if typical > 0 else 1
-    round_s = sum(estimates.values()) * (calls + 1)
+    lead = len(inputs) if typical * len(inputs) <= schedule.lead_s else 1
+    round_s = sum(estimates.values()) * (calls + lead)
     affordable = int(schedule.budget_s / round_s) if round_s > 0 else schedule.rounds
     rounds = max(min(schedule.rounds, affordable), schedule.least_rounds)
     samples: dict[str, list[float]] = {name: [] for name in columns}
     with _no_collection():
         for index, order in enumerate(orders(list(columns), rounds)):
-            turn = [inputs[(index * calls + call) % len(inputs)] for call in range(-1, calls)]
+            turn = [inputs[(index * calls + call) % len(inputs)] for call in range(-lead, calls)]
             for name in order:
-                samples[name].append(_slot(columns[name], turn, clock))
+                samples[name].append(_slot(columns[name], turn[:lead], turn[lead:], clock))
     return Interleaved({name: Timing(tuple(got)) for name, got in samples.items()}, rounds, calls)
 
 
@@ -128,9 +133,9 @@ def _warm_up(call: Call, inputs: Sequence[tuple[Any, ...]], times: int, clock: C
     return best
 
 
-def _slot(call: Call, turn: Sequence[tuple[Any, ...]], clock: Clock) -> float:
-    before, *timed = turn
-    call(*before)
+def _slot(call: Call, lead: Sequence[tuple[Any, ...]], timed: Sequence[tuple[Any, ...]], clock: Clock) -> float:
+    for args in lead:
+        call(*args)
     start = clock()
     for args in timed:
         call(*args)

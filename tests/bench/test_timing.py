@@ -68,6 +68,27 @@ def test_long_calls_are_timed_one_at_a_time_behind_one_on_the_input_before() -> 
     assert [argument for _, argument in world.calls[1:]] == [2, 0, 0, 1, 1, 2] * 2
 
 
+def test_short_calls_are_timed_behind_a_turn_of_all_inputs_for_each_may_read_other_weights() -> None:
+    world = World()
+    near: list[object] = []  # inputs whose weights the cache holds
+
+    def sparse(argument: object) -> None:
+        world.now += 0.25 if argument in near else 9.0
+        near.append(argument)
+
+    def others(_argument: object) -> None:
+        world.now += 0.25
+        near.clear()
+
+    def samples(lead_s: float) -> tuple[float, ...]:
+        near[:] = [0, 1, 2]
+        columns, inputs = {"a": sparse, "b": others}, [(0,), (1,), (2,)]
+        return interleave(columns, inputs, Schedule(4, 0.25, 3, 1e9, 2, lead_s), world.clock).columns["a"].samples
+
+    assert samples(lead_s=0.75) == (0.25,) * 4
+    assert samples(lead_s=0.7) == (9.0,) * 4
+
+
 def test_all_columns_get_the_same_inputs_in_turn() -> None:
     world = World()
     columns = {"a": world.call("a", 0.5), "b": world.call("b", 0.5)}

@@ -153,15 +153,21 @@ struct CodedNeurons {
   // Adds a segment for the listed neurons; `more` follow them in the list, and will be added next.
   EXPRUNE_INLINE_METHOD void add(int64_t segment, const int32_t* list, int count, int more) {
     const int64_t bytes = length(segment);
+    const int8_t* first_row = row(segment, 0, bytes);
     const int16_t* ticks = input.ticks;
     for (int64_t s = 0; s < segment; ++s) ticks += padded_ticks(length(s));
     for (int at = 0; at < count; at += 4) {
       const int n = count - at < 4 ? count - at : 4, last = count + more - 1;
       const int8_t *rows[4], *next[4];
-      for (int j = 0; j < 4; ++j) {
-        const int there = at + 4 + j;
-        rows[j] = row(segment, list[at + (j < n ? j : n - 1)], bytes);
-        next[j] = row(segment, list[there < last ? there : last], bytes);
+      if (n == 4 && at + 7 <= last) {
+        for (int j = 0; j < 4; ++j) rows[j] = first_row + list[at + j] * bytes;
+        for (int j = 0; j < 4; ++j) next[j] = first_row + list[at + 4 + j] * bytes;
+      } else {
+        for (int j = 0; j < 4; ++j) {
+          const int there = at + 4 + j;
+          rows[j] = first_row + list[at + (j < n ? j : n - 1)] * bytes;
+          next[j] = first_row + list[there < last ? there : last] * bytes;
+        }
       }
       int32_t sums_of[4];
       four_dots(rows, next, ticks, bytes, sums_of);
@@ -184,13 +190,11 @@ struct CodedNeurons {
 
   // What the sums so far of the listed neurons are at most.
   EXPRUNE_INLINE_METHOD Vec at_most(const AcrossNeurons& lanes) const {
+    const Vec errors = lanes.gather(error, first), units = lanes.gather(unit, first);
+    if (lanes.neighbours()) return fma(errors, all(1.0001f), floats(sum + (lanes.list[0] - first)) * units);
     int32_t ticks[W] = {};
-    float units[W] = {}, errors[W] = {};
-    for (int j = 0; j < lanes.count; ++j) {
-      const int64_t place = lanes.list[j] - first;
-      ticks[j] = sum[place], units[j] = unit[place], errors[j] = error[place];
-    }
-    return fma(load(errors), all(1.0001f), floats(ticks) * load(units));
+    for (int j = 0; j < lanes.count; ++j) ticks[j] = sum[lanes.list[j] - first];
+    return fma(errors, all(1.0001f), floats(ticks) * units);
   }
 };
 

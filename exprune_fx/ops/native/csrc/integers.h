@@ -37,18 +37,26 @@ EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int8_t* const* ne
     h[j] = _mm256_add_epi32(_mm512_castsi512_si256(s[j]), _mm512_extracti64x4_epi64(s[j], 1));
   }
 #elif EXPRUNE_ISA == 2
+// Sixteen codes of each of four rows.
+EXPRUNE_INLINE void add_codes(const int8_t* const* code, const int16_t* x, int64_t i, __m256i* h) {
+  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+  EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) {
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code[j] + i)));
+    h[j] = _mm256_add_epi32(h[j], _mm256_madd_epi16(wide, v));
+  }
+}
+
 EXPRUNE_INLINE void four_dots(const int8_t* const* code, const int8_t* const* next, const int16_t* x, int64_t length,
                               int32_t* out) {
   __m256i h[4];
   EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) h[j] = _mm256_setzero_si256();
-  for (int64_t i = 0; i < length; i += 16) {
-    if (next && i % kLineBytes == 0) EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) ask(next[j] + i);
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-    EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) {
-      const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(code[j] + i)));
-      h[j] = _mm256_add_epi32(h[j], _mm256_madd_epi16(wide, v));
-    }
+  int64_t i = 0;
+  for (; i + kLineBytes <= length; i += kLineBytes) {  // line by line: what is asked for is decided once for each
+    if (next) EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) ask(next[j] + i);
+    EXPRUNE_UNROLLED for (int64_t c = 0; c < kLineBytes; c += 16) add_codes(code, x, i + c, h);
   }
+  if (next && i < length) EXPRUNE_UNROLLED for (int j = 0; j < 4; ++j) ask(next[j] + i);
+  for (; i < length; i += 16) add_codes(code, x, i, h);
 #endif
 #if EXPRUNE_ISA > 0
   const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(h[0], h[1]), _mm256_hadd_epi32(h[2], h[3]));

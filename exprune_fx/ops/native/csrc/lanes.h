@@ -138,11 +138,10 @@ struct AcrossNeurons {
 
   EXPRUNE_INLINE_METHOD bool neighbours() const { return count == W && list[W - 1] - list[0] == W - 1; }  // in order
 
-  EXPRUNE_INLINE_METHOD Vec gather(const float* from) const {
-    if (neighbours()) return load(from + list[0]);
-    float numbers[W] = {};
-    for (int j = 0; j < count; ++j) numbers[j] = from[list[j]];
-    return load(numbers);
+  // What stands in an array of which output `first` is the first.
+  EXPRUNE_INLINE_METHOD Vec gather(const float* from, int64_t first = 0) const {
+    if (neighbours()) return load(from + (list[0] - first));
+    return EXPRUNE_ISA_NAMESPACE::gather(from, list, count, static_cast<int32_t>(first));
   }
 
   EXPRUNE_INLINE_METHOD Vec constant() const {

@@ -276,6 +276,13 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(v, lanes_set(bits)));
 }
 
+// from[list[j] - first] in lane j, and zero from lane n on.
+EXPRUNE_INLINE Vec gather(const float* from, const int32_t* list, int n, int32_t first) {
+  const __m256i lanes = first_lanes(n);
+  const __m256i at = _mm256_sub_epi32(_mm256_maskload_epi32(list, lanes), _mm256_set1_epi32(first));
+  return _mm256_mask_i32gather_ps(zero(), from, at, _mm256_castsi256_ps(lanes), 4);
+}
+
 #else
 
 constexpr int W = 4;
@@ -341,6 +348,14 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
   }
 }
 
+#endif
+
+#if EXPRUNE_ISA != 2
+EXPRUNE_INLINE Vec gather(const float* from, const int32_t* list, int n, int32_t first) {
+  float numbers[W] = {};
+  for (int j = 0; j < n; ++j) numbers[j] = from[list[j] - first];
+  return load(numbers);
+}
 #endif
 
 // Asks for a line of memory: into the second cache, where far more requests may wait than at the first.
