@@ -14,6 +14,7 @@ from exprune_fx.report.layout import (
     Section,
     Table,
     columns,
+    count_text,
     flops_text,
     name_cell,
     percent_text,
@@ -59,7 +60,7 @@ def _summary(explanation: Explained) -> str:
     if not explanation.heads:
         return _sites_summary(explanation)
     staged = sum(head.decision == "staged" for head in explanation.heads)
-    heads = f"{staged} of {_count(len(explanation.heads), 'prediction head')} staged."
+    heads = f"{staged} of {count_text(len(explanation.heads), 'prediction head')} staged."
     return f"{heads} {_sites_summary(explanation)}" if explanation.sites else heads
 
 
@@ -74,24 +75,22 @@ def _sites_summary(explanation: Explained) -> str:
         possible = _by_decision(explanation, "possible")
         share = _share(possible)
         of_model = f", {percent_text(share)} of the model's FLOPs" if share is not None else ""
-        return f"{_count(len(sites), 'site')} found, {len(possible)} can be staged{of_model}. Nothing is staged yet."
+        return (
+            f"{count_text(len(sites), 'site')} found, {len(possible)} can be staged{of_model}. Nothing is staged yet."
+        )
     staged = _by_decision(explanation, "staged")
-    opening = f"{len(staged)} of {_count(len(sites), 'site')} staged"
+    opening = f"{len(staged)} of {count_text(len(sites), 'site')} staged"
     if totals.fraction_removed is None:
         return f"{opening}."
     removed = f"{percent_text(totals.fraction_removed)} of the model's FLOPs removed, tests counted"
     if totals.examples:
-        return f"{opening}: {removed}, measured on {totals.examples:,} examples."
-    return f"{opening}: {removed}, as expected from {totals.calibration_examples:,} calibration examples."
+        return f"{opening}: {removed}, measured on {count_text(totals.examples, 'example')}."
+    return f"{opening}: {removed}, as expected from {count_text(totals.calibration_examples, 'calibration example')}."
 
 
 def _share(sites: list[SiteFacts]) -> float | None:
     known = [site.fraction_of_model for site in sites if site.fraction_of_model is not None]
     return sum(known) if len(known) == len(sites) else None
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _figures(explanation: Explained) -> tuple[Figure, ...]:
@@ -101,7 +100,9 @@ def _figures(explanation: Explained) -> tuple[Figure, ...]:
         total = totals.flops_staged + totals.flops_overhead
         figures.append(Figure("staged", flops_text(total), f"of which tests {flops_text(totals.flops_overhead)}"))
     if totals.fraction_removed is not None:
-        note = f"measured on {totals.examples:,} examples" if totals.examples else "expected, from calibration"
+        note = (
+            f"measured on {count_text(totals.examples, 'example')}" if totals.examples else "expected, from calibration"
+        )
         figures.append(Figure("FLOPs removed", percent_text(totals.fraction_removed), note))
     if explanation.staged:
         number = f"{len(_by_decision(explanation, 'staged'))} of {len(explanation.sites)}"

@@ -15,6 +15,7 @@ from exprune_fx.errors import PlanError
 from exprune_fx.guards import Guard
 from exprune_fx.measurement import Measurement, SiteMeasurement
 from exprune_fx.plan import SitePlan, SiteTiming
+from exprune_fx.report.layout import count_text
 from exprune_fx.sites import Site
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY
 from exprune_fx.staging.arguments import arguments_of
@@ -127,7 +128,7 @@ def claim_text(guard: Guard, calibration_examples: int) -> str:
     if guard.claim == "proved":
         return "proved"
     if guard.claim == "measured":
-        return f"measured on {calibration_examples:,} examples"
+        return f"measured on {count_text(calibration_examples, 'example')}"
     alpha = getattr(guard, "alpha", None)
     return f"estimated, alpha {alpha:g}" if alpha is not None else "estimated, no alpha"
 

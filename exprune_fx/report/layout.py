@@ -118,6 +118,11 @@ def flops_text(flops: float | str | None) -> str:
     return f"{flops:,.0f}"
 
 
+def count_text(number: int, noun: str) -> str:
+    """How many: "1 site", "1,000 examples"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def percent_text(fraction: float | None, digits: int = 1) -> str:
     """A fraction in percent; a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"

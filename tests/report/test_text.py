@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from exprune_fx import Bound, Calibrated, ExpruneError, PlanError, StatsTest, explain, measure
+from exprune_fx.report.facts import claim_text
+from exprune_fx.report.layout import count_text
 from tests.report import tiny
 
 GOLDEN = Path(__file__).parent / "tiny_captured.txt"
@@ -65,6 +67,12 @@ def test_figures_are_those_of_the_measurement() -> None:
         assert by_name[site.name].alive_fraction == site.alive_fraction
         assert by_name[site.name].flops_overhead == site.flops_overhead / 64
     assert "measured on 64 examples" in str(found).split("\n\n")[0].replace("\n", " ")
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 examples"), (1, "1 example"), (1000, "1,000 examples")])
+def test_one_is_told_from_several(number: int, text: str) -> None:
+    assert count_text(number, "example") == text
+    assert claim_text(Calibrated(0.1), number) == f"measured on {text}"
 
 
 def test_without_a_measurement_the_figures_are_called_expected() -> None:
