@@ -58,7 +58,7 @@ def test_resnet_is_trained_once(data: Path) -> None:
     assert len(said) == 1
     x = first.args[0]
     assert torch.equal(first.model(x), second.model(x))
-    assert first.head_terms == 2
+    assert first.head_terms == WIDTH // 2
     assert not second.model.training
     with pytest.raises(DataError, match="weights of this"):
         make_resnet18(data, data / "r.pt", SIZES, epochs=1, seed=0, say=said.append, width=16)
