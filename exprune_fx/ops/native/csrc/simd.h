@@ -113,7 +113,7 @@ inline Half narrow<Half>(float value) {  // to nearest, ties to even
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-#if EXPRUNE_ISA != 2  // which has an instruction for it
+#if EXPRUNE_ISA != 2  // simd_avx2.h has its own
 // from[list[j] - first] in lane j, and zero from lane n on.
 EXPRUNE_INLINE Vec gather(const float* from, const int32_t* list, int n, int32_t first) {
   float numbers[W] = {};
