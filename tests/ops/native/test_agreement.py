@@ -207,6 +207,19 @@ LARGE: dict[str, Linear | Conv] = {
     "convolution of pixels in the padding alone": replace(
         DEEP, terms=33, stages=(7,), batch=7, space=(3, 8), kernel=(1, 2), stride=(3, 2), padding=(3, 1)
     ),
+    "convolution of small images": replace(DEEP, space=(4, 4), batch=7),
+    "convolution of small images, stages of whole vectors": replace(
+        DEEP, terms=320, stages=(32, 64), space=(3, 5), batch=7, sparse=True, dtype=torch.bfloat16
+    ),
+    "convolution of small images in long strides": replace(
+        DEEP, terms=256, stages=(128,), batch=3, space=(9, 6), kernel=(5, 3), stride=(3, 2), padding=(2, 2), dilation=(1, 2)
+    ),
+    "convolution of small images, many taps": replace(
+        DEEP, terms=257, stages=(15,), space=(4, 3), kernel=(7, 7), padding=(3, 3), guard="bound", shrink=0.1
+    ),
+    "convolution of small images with squares": replace(DEEP, space=(4, 4), guard="stats_test", number=-0.5),
+    "convolution of small images, principal": replace(DEEP, principal=True, stages=(40,), space=(4, 4), batch=9),
+    "convolution of small images without a head": replace(DEEP, space=(4, 4), guard="none", stages=()),
     "convolution with squares": replace(DEEP, guard="stats_test", number=-0.5, batch=2),
     "convolution with norms": replace(DEEP, guard="bound", shrink=0.1),
     "convolution, principal": replace(DEEP, principal=True, stages=(40,)),

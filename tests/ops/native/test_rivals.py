@@ -55,6 +55,8 @@ CASES = {
     "lists": Case((2, 2), (6, 6)),
     "lists, small images": Case((2, 2), (4, 4), batch=9, channels=40, out=33),
     "lists, one small image": Case((2, 2), (4, 4), batch=1, channels=70, out=50, stages=(9,), rank=9),
+    "lists, small images of many channels": Case((2, 2), (4, 4), batch=5, channels=260, out=40, stages=(32, 100)),
+    "lists, small images of many channels, principal": Case((2, 2), (4, 4), channels=256, rank=20, stages=(20,)),
     "lists, few pixels": Case((2, 2), (2, 2), batch=5),
     "lists, pixels left over": Case((3, 2), (7, 7), batch=2),
     "lists, one window": Case((7, 7), (7, 7)),

@@ -7,17 +7,16 @@
 #include "dot.h"
 #include "lanes.h"
 #include "rivals.h"
+#include "taps.h"
 #include "terms.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int kPixelVectors = W == 16 ? 4 : 2;  // register tile of a head in pixel lanes: this many vectors of pixels
-constexpr int kHeadNeurons = W == 4 ? 2 : 6;  // times this many neurons
+constexpr int kPixelVectors = W == 16 ? 4 : 2;  // of the register tile of a head in pixel lanes
 constexpr int kLaneTile = kPixelVectors * W;
 constexpr int kMostNeurons = 96;  // of a piece of work
 constexpr int kAhead = 2;         // neurons
-constexpr int64_t kSmallImage = 4;  // rows: here a kernel's outer rows lie in the padding often
 
 // What goes on of one neuron: positions in the tile, and what was summed up at each.
 struct Alive {
@@ -33,8 +32,10 @@ struct Tile {
   int64_t offsets[kTile];  // of the receptive fields in the plane that is being read
   int32_t everyone[kTile + W];
   int count;
-  int lanes = kLaneTile;  // of the panel of a head in pixel lanes
+  int lanes = kLaneTile;  // of a panel of a head in pixel lanes
+  int64_t panel_numbers = 0;  // of one panel
   int windows;  // of rivals: their pixels lie member by member, the first ones of all windows before the second ones
+  uint64_t reached[kTile];  // by tap, of images summed tap by tap: the pixels for which it does not lie in the padding
   int64_t first_neuron;
   int neurons;
   Alive alive[kMostNeurons];
@@ -58,6 +59,17 @@ static inline void fill_windows(Tile& tile, int64_t first) {
   }
 }
 
+static inline void find_reached(Tile& tile) {
+  const Geometry& g = tile.site.geometry;
+  memset(tile.reached, 0, sizeof tile.reached);
+  for (int j = 0; j < tile.count; ++j) {
+    const Pixel& p = tile.pixels[j];
+    for (int32_t ky = p.first_row; ky < p.last_row; ++ky) {
+      for (int32_t kx = p.first_column; kx < p.last_column; ++kx) tile.reached[ky * g.kernel_columns + kx] |= 1ull << j;
+    }
+  }
+}
+
 static inline void fill(Tile& tile, int64_t first, int count) {
   tile.count = count;
   const Geometry& geometry = tile.site.geometry;
@@ -70,6 +82,7 @@ static inline void fill(Tile& tile, int64_t first, int count) {
     for (int j = 0; j < count; ++j, place.next(geometry)) tile.pixels[j] = pixel_at(tile.site, first + j, place);
   }
   for (int j = 0; j < kTile + W; ++j) tile.everyone[j] = j < count ? j : 0;
+  if (tile.site.by_taps) find_reached(tile);
 }
 
 static inline void enter(Tile& tile, const Plane& plane) {
@@ -85,26 +98,66 @@ EXPRUNE_INLINE AcrossPixels lanes_of(const Tile& tile, int64_t neuron, const int
   return {tile.site, tile.pixels, list + at, neuron, count - at < W ? count - at : W};
 }
 
-// The sums of one chunk of a neuron's terms at up to W listed pixels. Where images are small enough for it to matter,
-// kernel rows that all of the pixels miss are left out. `row`, `ahead`: see Streams.
+// The sums of one chunk of a neuron's terms at up to W listed pixels. `row`, `ahead`: see Streams.
 template <class Row>
 EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float* data, Row row, const int32_t* list,
                               int count, int64_t ahead) {
   const float* fields[W];
   for (int j = 0; j < count; ++j) fields[j] = data + tile.offsets[list[j]];
-  int32_t first = 0, last = static_cast<int32_t>(tile.site.geometry.kernel_rows);
-  if (tile.site.geometry.rows_out <= kSmallImage) {
-    first = tile.pixels[list[count - 1]].first_row;  // listed pixels are in the order of their rows
-    last = tile.pixels[list[0]].last_row;
-    for (int j = 0; tile.windows && j < count; ++j) {  // but for several rows of windows
-      const Pixel& pixel = tile.pixels[list[j]];
-      if (pixel.first_row < first) first = pixel.first_row;
-      if (pixel.last_row > last) last = pixel.last_row;
-    }
-    if (first >= last) return zero();  // all of them see padding alone
-  }
   const Streams<Row, const float*, false> streams{row, fields, ahead};
-  return sum_runs(count, streams, chunk.runs + chunk.of_row[first], chunk.runs + chunk.of_row[last]);
+  return sum_runs(count, streams, chunk.runs, chunk.runs + chunk.of_row[tile.site.geometry.kernel_rows]);
+}
+
+// Adds one chunk of a neuron's terms wherever it is alive, in units of `worth`.
+template <class Row>
+static inline void add_chunk(const Tile& tile, const Chunk& chunk, const float* data, Row row, float worth, int64_t ahead,
+                             Alive& alive) {
+  // Blocks of equal size: short ones wait for their few sums. Lanes beyond a block's end are zero.
+  const int blocks = (alive.count + W - 1) / W, step = (alive.count + blocks - 1) / blocks;
+  for (int at = 0; at < alive.count; at += step) {
+    const int count = alive.count - at < step ? alive.count - at : step;
+    const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count, at ? 0 : ahead);
+    store(alive.partial + at, load(alive.partial + at) + sum * all(worth));
+  }
+}
+
+// The same tap by tap.
+template <class Row>
+static inline void add_chunk_by_taps(const Tile& tile, const Chunk& chunk, const float* data, Row row, float worth,
+                                     int64_t ahead, Alive& alive) {
+  PairOfSums pairs[kTile];
+  uint64_t pixels = 0;
+  for (int j = 0; j < alive.count; ++j) {
+    pixels |= 1ull << alive.list[j];
+    store(pairs[alive.list[j]].numbers, zero());
+    store(pairs[alive.list[j]].numbers + W, zero());
+  }
+  const int64_t taps = chunk.of_row[tile.site.geometry.kernel_rows];
+  for (int64_t t = 0; t < taps; ++t) {
+    const Run& run = chunk.runs[t];
+    const uint64_t reached = pixels & tile.reached[t];
+    int32_t list[kTile + W];
+    int n = 0;
+    for (int at = 0; at < tile.count; at += W) {
+      const uint32_t bits = static_cast<uint32_t>(reached >> at) & lanes_below(W);
+      compress(list + n, tile.everyone + at, bits);
+      n += __builtin_popcount(bits);
+    }
+    if (n == 0) continue;
+    Tap tap{data + run.input, tile.offsets, list, run.length, ahead};
+    const int blocks = (n + kTapPixels - 1) / kTapPixels, step = blocks == 1 ? n : (n + blocks - 1) / blocks;
+    for (int at = 0; at < n; at += step, tap.list += step, tap.ahead = 0) {
+      add_tap(n - at < step ? n - at : step, row + run.weight, tap, pairs);
+    }
+  }
+  for (int at = 0; at < alive.count; at += W) {
+    Vec lanes[W];
+    for (int j = 0; j < W; ++j) {
+      const float* pair = pairs[alive.list[at + j < alive.count ? at + j : at]].numbers;
+      lanes[j] = load(pair) + load(pair + W);
+    }
+    store(alive.partial + at, load(alive.partial + at) + sums(lanes) * all(worth));
+  }
 }
 
 // The tail's weights of a coded site are held in 24 bits.
@@ -129,20 +182,15 @@ static inline void add_segment(Tile& tile, const Segment& segment, bool head, in
       if (alive.count == 0) continue;
       // Large weights come from memory, and the rows lie apart by more than the hardware looks ahead.
       const bool asks = site.large && n + kAhead < last && tile.alive[n + kAhead].count;
-      // Blocks of equal size: short ones wait for their few sums. Lanes beyond a block's end are zero.
-      const int blocks = (alive.count + W - 1) / W, step = (alive.count + blocks - 1) / blocks;
-      for (int at = 0; at < alive.count; at += step) {
-        const int count = alive.count - at < step ? alive.count - at : step;
-        const int64_t ahead = asks && at == 0 ? kAhead * weight.stride : 0;
-        const int32_t* list = alive.list + at;
-        Vec sum;
-        if (is_split(site, head)) {
-          sum = chunk_sums(tile, chunk, data, split_row_of(site, tile.first_neuron + n), list, count, ahead);
-          sum = sum * all(site.coded.scales[tile.first_neuron + n] * kSplitUnit);
-        } else {
-          sum = chunk_sums(tile, chunk, data, row_of<T>(weight, tile.first_neuron + n), list, count, ahead);
-        }
-        store(alive.partial + at, load(alive.partial + at) + sum);
+      const int64_t neuron = tile.first_neuron + n, ahead = asks ? kAhead * weight.stride : 0;
+      const auto add = [&](auto row, float worth) EXPRUNE_LAMBDA {
+        if (site.by_taps) return add_chunk_by_taps(tile, chunk, data, row, worth, ahead, alive);
+        add_chunk(tile, chunk, data, row, worth, ahead, alive);
+      };
+      if (is_split(site, head)) {
+        add(split_row_of(site, neuron), site.coded.scales[neuron] * kSplitUnit);
+      } else {
+        add(row_of<T>(weight, neuron), 1.0f);
       }
     }
   }
@@ -220,120 +268,6 @@ static inline void everyone_alive(Tile& tile) {
     memcpy(alive.list, tile.everyone, sizeof(int32_t) * count);
     memset(alive.partial, 0, sizeof(float) * count);
     if (needs_squares(tile.site.guard.kind)) memset(alive.squares, 0, sizeof(float) * count);
-  }
-}
-
-// --- the head as a matrix product in registers: kHeadNeurons neurons x kLaneTile pixels ----------------------------
-
-// Of N neurons, with their sums at all pixels of the tile (V vectors each), who goes on.
-template <int N, int V>
-static inline void keep_alive_rivals(Tile& tile, int first, const Vec* sums) {
-  float known[V * W + W], limits[V * W + W];
-  for (int n = 0; n < N; ++n) {
-    Alive& alive = tile.alive[first + n];
-    const int64_t neuron = tile.first_neuron + first + n;
-    const float* row = limits_of(tile.site, 0) + neuron;
-    for (int at = 0; at < tile.count; at += W) {
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
-      store(known + at, sums[n * V + at / W] + lanes.constant());
-    }
-    rival_limits(known, tile.count, tile.windows, all(row[0]), all(row[tile.site.outputs]), limits);
-    int next = 0;
-    for (int at = 0; at < tile.count; at += W) {
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
-      const uint32_t bits = ~less(load(known + at), load(limits + at)) & lanes_below(lanes.count);
-      compress(alive.list + next, lanes.list, bits);
-      compress(alive.partial + next, sums[n * V + at / W], bits);
-      next += __builtin_popcount(bits);
-    }
-    alive.count = next;
-  }
-}
-
-template <int N, int V>
-static inline void keep_alive(Tile& tile, int first, const Vec* sums) {
-  const Site& site = tile.site;
-  if (tile.windows) return keep_alive_rivals<N, V>(tile, first, sums);
-  const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
-  for (int n = 0; n < N; ++n) {
-    const int64_t neuron = tile.first_neuron + first + n;
-    Alive& alive = tile.alive[first + n];
-    const Vec constant = all(site.bias ? site.bias[neuron] : 0.0f);
-    const Vec limit = plain ? all(site.guard.limits[neuron]) : zero();
-    int next = 0;
-    for (int at = 0; at < tile.count; at += W) {
-      const Vec partial = sums[n * V + at / W];
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
-      // The common case, without what the others need to be told.
-      const uint32_t bits = plain ? ~less(partial + constant, limit) & lanes_below(lanes.count)
-                                  : alive_after(lanes, 0, partial, zero());
-      compress(alive.list + next, lanes.list, bits);
-      compress(alive.partial + next, partial, bits);
-      next += __builtin_popcount(bits);
-    }
-    alive.count = next;
-  }
-}
-
-// panel: [numbers that a neuron's head reads, kLaneTile], in the order of the head's runs.
-template <class T, int N>
-static inline void head_in_lanes(Tile& tile, int first, const float* panel) {
-  const Site& site = tile.site;
-  const Segment& head = site.segments[0];
-  const T* rows[N];
-  for (int n = 0; n < N; ++n) rows[n] = row_of<T>(site.head_weight, tile.first_neuron + first + n);
-  Vec s[N * kPixelVectors];
-  EXPRUNE_UNROLLED for (int k = 0; k < N * kPixelVectors; ++k) s[k] = zero();
-  for (int64_t c = 0; c < head.count; ++c) {
-    const Chunk& chunk = head.chunks[c];
-    for (const Run* run = chunk.runs; run != chunk.runs + chunk.of_row[site.geometry.kernel_rows]; ++run) {
-      for (int64_t i = run->weight; i < run->weight + run->length; ++i, panel += kLaneTile) {
-        Vec x[kPixelVectors];
-        EXPRUNE_UNROLLED for (int v = 0; v < kPixelVectors; ++v) x[v] = load(panel + v * W);
-        EXPRUNE_UNROLLED for (int n = 0; n < N; ++n) {
-          const Vec w = all(widen(rows[n][i]));
-          EXPRUNE_UNROLLED for (int v = 0; v < kPixelVectors; ++v) {
-            s[n * kPixelVectors + v] = fma(w, x[v], s[n * kPixelVectors + v]);
-          }
-        }
-      }
-    }
-  }
-  Vec sum[N * kPixelVectors];  // a copy: what is indexed by a variable lies in memory
-  EXPRUNE_UNROLLED for (int k = 0; k < N * kPixelVectors; ++k) sum[k] = s[k];
-  keep_alive<N, kPixelVectors>(tile, first, sum);
-}
-
-// The panel of one tile: what some kernel rows of the heads of all neurons read at each of its pixels, a vector lane a
-// pixel.
-static inline void fill_panel(Tile& tile, float* panel, int64_t first_row, int64_t last_row) {
-  const Site& site = tile.site;
-  const Segment& head = site.segments[0];
-  for (int64_t c = 0; c < head.count; ++c) {
-    const Chunk& chunk = head.chunks[c];
-    enter(tile, chunk.plane);
-    for (const Run* run = chunk.runs + chunk.of_row[first_row]; run != chunk.runs + chunk.of_row[last_row]; ++run) {
-      for (int at = 0; at < tile.lanes; at += W) {
-        const float* fields[W];
-        for (int j = 0; j < W; ++j) {
-          fields[j] = site.head_input.data + tile.offsets[at + j < tile.count ? at + j : 0] + run->input;
-        }
-        int64_t i = 0;
-        for (; i + W <= run->length; i += W) {
-          Vec rows[W];
-          for (int j = 0; j < W; ++j) rows[j] = load(fields[j] + i);
-          store_transposed(panel + i * tile.lanes + at, tile.lanes, rows);
-        }
-        if (i == run->length) continue;
-        const int rest = static_cast<int>(run->length - i);
-        Vec rows[W];
-        for (int j = 0; j < W; ++j) rows[j] = load_first(fields[j] + i, rest);
-        float square[W * W];
-        store_transposed(square, W, rows);
-        for (int n = 0; n < rest; ++n) store(panel + (i + n) * tile.lanes + at, load(square + n * W));
-      }
-      panel += run->length * tile.lanes;
-    }
   }
 }
 

@@ -28,13 +28,13 @@ Activation activation_of(const std::string& name) {
 
 constexpr int64_t kLine = 16;                // numbers of a cache line
 constexpr int64_t kStep = 64;                // numbers that the widest kernel takes at once
-constexpr int64_t kInnermostCache = 9500;    // numbers of the input that a chunk may read, measured: rows overlap
 constexpr int64_t kTilePixels = 64;
 constexpr int64_t kLinearChunk = 512;
 constexpr int64_t kFewPixels = 4;
-constexpr int64_t kManyPixels = 64;          // of an image: they fill the register tile of a head in pixel lanes
 constexpr int64_t kLeastLanes = 8;           // pixels of the smallest register tile of a head in pixel lanes
 constexpr int64_t kMostTaps = 64;
+constexpr int64_t kSmallImage = 16;          // pixels: a third of the taps of a 3 x 3 kernel lie in the padding
+constexpr int64_t kLongTap = 256;            // channels, of which finding out who reads a tap takes a small part
 constexpr int64_t kLargeWeights = 1 << 18;   // numbers
 
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
@@ -51,8 +51,8 @@ int64_t widest_chunk(const Site& site) {
   const int64_t height = g.rows_in + 2 * g.padding_rows, width = g.columns_in + 2 * g.padding_columns;
   const int64_t tile_rows = divide_up(kTilePixels, g.columns_out);
   const int64_t rows = (tile_rows - 1) * g.stride_rows + (g.kernel_rows - 1) * g.dilation_rows + 1;
-  const int64_t cells = (rows < height ? rows : height) * width;
-  const int64_t channels = kInnermostCache / cells / kStep * kStep;
+  const int64_t read = site.by_taps ? g.rows_in * g.columns_in : (rows < height ? rows : height) * width;
+  const int64_t channels = kernels(site.dtype).chunk_numbers / read / kStep * kStep;
   return channels < kStep ? kStep : channels;
 }
 
@@ -102,7 +102,7 @@ void add_segments(Built& built) {
   std::vector<int64_t> runs_before;
   const auto add = [&](const Image& image, const Plane& plane, const Weight& weight) {
     runs_before.push_back(static_cast<int64_t>(built.runs.size()));
-    add_chunk(built, image, plane, weight, !squares);
+    add_chunk(built, image, plane, weight, !squares && !site.by_taps);
   };
   if (site.principal) {
     for (const Plane& plane : built.head_planes) add(site.head_input, plane, built.up);
@@ -345,9 +345,11 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
   const int64_t members = site.window_rows * site.window_columns;
   STD_TORCH_CHECK(!coded || members <= kLeastLanes, "exprune: a coded head holds windows of ", kLeastLanes, " rivals");
   site.few_pixels = !coded && members == 0 && taps <= kMostTaps && (linear ? geometry.images : pixels) <= kFewPixels;
+  site.by_taps = !linear && !site.few_pixels && taps <= kMostTaps && pixels <= kSmallImage && channels >= kLongTap &&
+                 (geometry.padding_rows || geometry.padding_columns);
   const bool squares = needs_squares(site.guard.kind);
-  site.head_in_pixel_lanes = coded || (site.stages > 0 && !squares && !site.few_pixels && pixels >= kManyPixels &&
-                                       members <= kLeastLanes);
+  site.head_in_pixel_lanes = coded || (site.stages > 0 && !squares && !site.few_pixels &&
+                                       pixels >= kernels(site.dtype).head_pixels && members <= kLeastLanes);
   site.large = site.outputs * channels * taps > kLargeWeights;
   site.in_memory = site.large && linear && site.few_pixels;
   if (site.pixels == 0) return;

@@ -2,7 +2,7 @@
 // input (ticks.h). The sums are whole numbers, alike on every instruction set; exprune_fx/ops/coded.py says what they mean.
 #pragma once
 
-#include "across_pixels.h"
+#include "head_in_lanes.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {

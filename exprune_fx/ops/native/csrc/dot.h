@@ -11,9 +11,18 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
+constexpr bool kPointersFit = W == 8;  // into registers, those of W products: then no product waits for its own last one
+
 // V vectors of the shared stream (a pointer, or what is read like one), each used by all others.
 template <int N, int V, class Shared, class Other>
 EXPRUNE_INLINE void add_vectors(Shared shared, const Other* other, int64_t offset, Vec (&s)[N]) {
+  if constexpr (kPointersFit) {
+    EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) {
+      const Vec a = load(shared + v * W);
+      EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(a, load(other[j] + (offset + v * W)), s[j]);
+    }
+    return;
+  }
   Vec a[V];
   EXPRUNE_UNROLLED for (int v = 0; v < V; ++v) a[v] = load(shared + v * W);
   forget();
@@ -28,6 +37,11 @@ EXPRUNE_INLINE void add_vectors(Shared shared, const Other* other, int64_t offse
 template <int N, class Shared, class Other>
 EXPRUNE_INLINE void add_run(Shared shared, const Other* other, int64_t offset, int64_t length, Vec (&s)[N],
                             int64_t ahead = 0) {
+  Other local[N];
+  if constexpr (kPointersFit) {
+    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) local[j] = other[j];
+    other = local;
+  }
   int64_t i = 0;
   for (; i + 4 * W <= length; i += 4 * W) {
     if (ahead) ask_for(shared + (ahead + i), 4 * W);

@@ -29,20 +29,23 @@ void widen_numbers(const void* from, int64_t count, float* to) {
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
 constexpr int64_t kCodedChunk = 64;  // neurons: the first of them have no others' tails to come in meanwhile
 constexpr int64_t kPiecesAThread = 4;  // of a site over few pixels
-constexpr int64_t kChunk = 48;      // neurons: whole cache lines of results, whole register tiles of the head
+constexpr int64_t kChunk = W == 16 ? 48 : 32;  // neurons: whole cache lines of results
+constexpr int64_t kChunkNumbers = W == 16 ? 9500 : 18000;  // measured: rows overlap, and short vectors gain by long runs
 
-// How a site is cut into pieces of work.
+// How a site is cut into pieces of work. A tile whose head is in pixel lanes has one panel for each register tile's pixels.
 struct Cut {
   const Site* site;
   int lanes;              // of a panel
   int64_t tile_pixels, tiles;
   int64_t chunk_outputs, chunks;
-  int64_t panel_numbers;  // of one tile
-  float* panels;          // [tiles, panel_numbers], of a head in pixel lanes
+  int64_t panel_numbers;  // of one panel
+  int64_t tile_numbers;   // of the panels of one tile
+  float* panels;          // [tiles, tile_numbers], of a head in pixel lanes
 };
 
 void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
   tile.lanes = cut.lanes;
+  tile.panel_numbers = cut.panel_numbers;
   const int64_t first = index * cut.tile_pixels, rest = pixels_read(*cut.site) - first;
   fill(tile, first, static_cast<int>(rest < cut.tile_pixels ? rest : cut.tile_pixels));
 }
@@ -68,7 +71,10 @@ void panel_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   Tile tile(*cut.site);
   fill_tile(cut, index, tile);
-  fill_panel(tile, cut.panels + index * cut.panel_numbers, 0, cut.site->geometry.kernel_rows);
+  for (int p = 0; p * kLaneTile < tile.count; ++p) {
+    float* panel = cut.panels + index * cut.tile_numbers + p * cut.panel_numbers;
+    fill_panel(tile, panel, 0, cut.site->geometry.kernel_rows, p * kLaneTile);
+  }
 }
 
 void coded_panel_piece(const void* context, int64_t index) {
@@ -76,7 +82,7 @@ void coded_panel_piece(const void* context, int64_t index) {
   const int64_t rows = cut.site->geometry.kernel_rows, row = index % rows;
   Tile tile(*cut.site);
   fill_tile(cut, index / rows, tile);
-  fill_coded_panel(tile, cut.panels + index / rows * cut.panel_numbers + row * (cut.panel_numbers / rows), row);
+  fill_coded_panel(tile, cut.panels + index / rows * cut.tile_numbers + row * (cut.panel_numbers / rows), row);
 }
 
 void tile_piece(const void* context, int64_t index) {
@@ -88,7 +94,7 @@ void tile_piece(const void* context, int64_t index) {
   fill_tile(cut, tile_index, tile);
   tile.first_neuron = first;
   tile.neurons = static_cast<int>(rest < cut.chunk_outputs ? rest : cut.chunk_outputs);
-  const float* panel = cut.panels ? cut.panels + tile_index * cut.panel_numbers : nullptr;
+  const float* panel = cut.panels ? cut.panels + tile_index * cut.tile_numbers : nullptr;
   const int written = site.pools ? tile.windows : tile.count;  // windows: their first pixels are the tile's first
   for (int j = 0; j < written; ++j) clear(site, tile.pixels[j], first, tile.neurons);
   work<Number>(tile, panel);
@@ -150,13 +156,14 @@ void site(const Site& site, const Host& host) {
   if (site.few_pixels) {
     const Site with = encoded(site, host);
     const int64_t neurons = neurons_of_a_piece(site.outputs, kLeastGroup, host);
-    const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, nullptr};
+    const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
   const int64_t pixels = pixels_read(site), members = members_of(site);
   const bool coded = site.coded.scales;
   const int lanes = coded ? coded_lanes(site, pixels) : kLaneTile;
-  const int64_t most = site.head_in_pixel_lanes ? lanes : kTile;
+  const bool one_panel = site.head_in_pixel_lanes && (coded || has_rivals(site));  // whose heads see a tile at once
+  const int64_t most = one_panel ? lanes : kTile;
   clear_unread(site);
   if (pixels == 0) return;
   const int64_t tile_pixels = pixels < most ? pixels : most / members * members;  // whole windows
@@ -165,10 +172,11 @@ void site(const Site& site, const Host& host) {
   int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
   if (chunk > kMostNeurons) chunk = kMostNeurons;
   if (coded && site.large && lanes < kLaneTile && chunk < kCodedChunk) chunk = kCodedChunk;
-  Cut cut{&site, lanes, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, nullptr};
+  Cut cut{&site, lanes, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, 0, nullptr};
   if (site.head_in_pixel_lanes) {
     cut.panel_numbers = head_numbers(site) * lanes;
-    const int64_t bytes = cut.panel_numbers * cut.tiles * static_cast<int64_t>(sizeof(float));
+    cut.tile_numbers = cut.panel_numbers * divide_up(tile_pixels, lanes);
+    const int64_t bytes = cut.tile_numbers * cut.tiles * static_cast<int64_t>(sizeof(float));
     cut.panels = static_cast<float*>(host.scratch(kPanels, bytes));
     if (coded) {
       host.parallel(cut.tiles * site.geometry.kernel_rows, coded_panel_piece, &cut);
@@ -268,7 +276,8 @@ void election(const Election& election, const Host& host) { elect<Number>(electi
 template <>
 const Kernels& kernels_of<static_cast<Isa>(EXPRUNE_ISA), Dtype::EXPRUNE_DTYPE>() {
   using namespace EXPRUNE_ISA_NAMESPACE;
-  static const Kernels kernels{widen_numbers, widen_image, dense_pixels, tick_image, input_norms, site, feed_forward, election};
+  static const Kernels kernels{kLaneTile,   kChunkNumbers, widen_numbers, widen_image, dense_pixels,
+                               tick_image,  input_norms,   site,          feed_forward, election};
   return kernels;
 }
 

@@ -111,6 +111,7 @@ struct Site {
   bool principal;
   bool packed_head;            // the head's rows lie one behind another, apart from the weight's
   bool few_pixels;             // a piece of work is some neurons at every pixel, not some pixels for some neurons
+  bool by_taps;                // the images are small, and many taps lie in the padding: these are left out
   bool large;                  // the weights do not stay in the cache from one call to the next
   bool in_memory;              // so large, of a linear layer, and each row of weights is read for few rows of input
   bool head_in_pixel_lanes;    // the head is a matrix product over whole images
@@ -200,6 +201,8 @@ enum Purpose : int { kInputImage, kHeadImage, kHidden, kPanels, kSquares, kParti
 
 // The kernels of one instruction set for one dtype.
 struct Kernels {
+  int64_t head_pixels;    // of the register tile of a head in pixel lanes
+  int64_t chunk_numbers;  // of the input that a chunk over many pixels may read: they stay in a cache close by
   // to = numbers of the dtype, widened.
   void (*widen)(const void* from, int64_t count, float* to);
   // to = the source, widened, with a border of zeros.

@@ -1,8 +1,8 @@
 // A piece of work over many pixels, from its head to its results.
 #pragma once
 
-#include "across_pixels.h"
 #include "coded_head.h"
+#include "head_in_lanes.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
@@ -12,9 +12,9 @@ static inline void head(Tile& tile, const float* panel) {
   const Site& site = tile.site;
   if (site.head_in_pixel_lanes) {
     int n = 0;
-    for (; n + kHeadNeurons <= tile.neurons; n += kHeadNeurons) head_in_lanes<T, kHeadNeurons>(tile, n, panel);
-    for (; n + 2 <= tile.neurons; n += 2) head_in_lanes<T, 2>(tile, n, panel);
-    for (; n < tile.neurons; ++n) head_in_lanes<T, 1>(tile, n, panel);
+    for (; n + kHeadNeurons <= tile.neurons; n += kHeadNeurons) heads_in_lanes<T, kHeadNeurons>(tile, n, panel);
+    for (; n + 2 <= tile.neurons; n += 2) heads_in_lanes<T, 2>(tile, n, panel);
+    for (; n < tile.neurons; ++n) heads_in_lanes<T, 1>(tile, n, panel);
     return;
   }
   everyone_alive(tile);
