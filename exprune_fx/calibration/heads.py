@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from exprune_fx.calibration.data import Batches
+from exprune_fx.calibration.data import Batches, check_latency_batch
 from exprune_fx.calibration.decide import dense_entry
 from exprune_fx.calibration.head_costs import bytes_read, flops_staged
 from exprune_fx.calibration.head_latency import check_kernels, inputs_of, timed_head
@@ -88,6 +88,7 @@ def calibrate_heads(
         check_kernels()
         if batches is None and latency_batch is None:
             raise PlanError("there is nothing to time", hint="give batches, or a latency_batch")
+    check_latency_batch(gm, latency_batch)
     normal = normalise(gm)
     found = find_heads(normal)
     unknown = sorted(set(heads or ()) - {head.name for head in found})

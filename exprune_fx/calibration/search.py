@@ -9,7 +9,7 @@ from torch import fx
 
 from exprune_fx.calibration import latency
 from exprune_fx.calibration.counting import Outcome, count_outcomes
-from exprune_fx.calibration.data import Batches, check_batches
+from exprune_fx.calibration.data import Batches, check_batches, check_latency_batch
 from exprune_fx.calibration.decide import decide_by_flops, dense_entry, staged_entry
 from exprune_fx.calibration.fit import Thresholds, fit_thresholds
 from exprune_fx.calibration.observe import Data
@@ -83,7 +83,8 @@ def calibrate(
         GuardError: the stages are not increasing fractions, or ``guard`` is no guard.
         PlanError: an unknown head or objective, "latency" without native kernels, with ``sequential`` or under
             ``torchrun``, or a graph that is staged already.
-        CalibrationError: batches that can be read once only, are empty, not finite, or that the model refuses.
+        CalibrationError: batches that can be read once only, are empty, not finite, or that the model refuses; a
+            ``latency_batch`` that it refuses.
     """
     check_stages(stages)
     aim = check_objective(objective)
@@ -91,6 +92,7 @@ def calibrate(
     check_request(request)
     check_batches(batches)
     check_alone(aim, sequential)
+    check_latency_batch(gm, latency_batch)
     graph = Prepared.of(gm)
     data = Data(batches, progress)
     if not graph.chosen(request):

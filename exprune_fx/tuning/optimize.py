@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from exprune_fx.calibration.data import Batches, check_batches, read
+from exprune_fx.calibration.data import Batches, check_batches, check_latency_batch, read
 from exprune_fx.calibration.frontier import Frontier, Option, find_frontier
 from exprune_fx.calibration.latency import decide_sites, machine_text, pieces_to_time
 from exprune_fx.calibration.observe import Data
@@ -136,6 +136,7 @@ def optimize(
     check_batches(batches)
     check_alone(aim, sequential)
     gm = capture(model, args, kwargs, dynamic_shapes)
+    check_latency_batch(gm, latency_batch)
     data = Data(batches, progress)
     graph, orders = Prepared.of(gm).ordered(data, request)
     frontier = find_frontier(graph, data, request, BUDGETS)

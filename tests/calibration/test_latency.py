@@ -12,7 +12,7 @@ from exprune_fx.calibration import calibrate, latency, search
 from exprune_fx.calibration.decide import CLEAR_GAIN, EVERY_GAIN, pays
 from exprune_fx.calibration.latency import decide_sites, pieces_to_time
 from exprune_fx.calibration.whole import Settled
-from exprune_fx.errors import PlanError
+from exprune_fx.errors import CalibrationError, PlanError
 from exprune_fx.graph import capture
 from exprune_fx.guards import Calibrated
 from exprune_fx.ops import native
@@ -266,6 +266,15 @@ def test_a_batch_to_time_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     gm = captured(mlp(), vectors())
     plan = calibrate(gm, batches(vectors()), objective="latency", latency_batch=(vectors()[:7],))
     assert {entry.timing and entry.timing.examples for entry in plan.sites} == {7}
+
+
+@pytest.mark.parametrize("given", [1, vectors()[:7], (vectors()[:7, 1:],)], ids=["a number", "no tuple", "narrow"])
+def test_what_cannot_be_timed_is_refused_before_anything_is_calibrated(given: object) -> None:
+    def unread() -> list[object]:
+        raise AssertionError("calibrated first")
+
+    with pytest.raises(CalibrationError, match="refuses latency_batch"):
+        calibrate(captured(mlp(), vectors()), unread, objective="latency", latency_batch=given)
 
 
 def test_a_smoke_run_on_the_real_clock() -> None:

@@ -10,7 +10,7 @@ import threading
 import torch
 
 from exprune_fx.errors import KernelError
-from exprune_fx.ops.native import build, fake, fake_heads
+from exprune_fx.ops.native import build, elsewhere, fake, fake_heads
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -73,6 +73,7 @@ def _load() -> None:
         raise KernelError(str(error), hint="leave EXPRUNE_ISA unset, or build with EXPRUNE_ISA=all") from error
     fake.register()
     fake_heads.register()
+    elsewhere.register()
 
 
 def _present() -> bool:

@@ -212,7 +212,15 @@ LARGE: dict[str, Linear | Conv] = {
         DEEP, terms=320, stages=(32, 64), space=(3, 5), batch=7, sparse=True, dtype=torch.bfloat16
     ),
     "convolution of small images in long strides": replace(
-        DEEP, terms=256, stages=(128,), batch=3, space=(9, 6), kernel=(5, 3), stride=(3, 2), padding=(2, 2), dilation=(1, 2)
+        DEEP,
+        terms=256,
+        stages=(128,),
+        batch=3,
+        space=(9, 6),
+        kernel=(5, 3),
+        stride=(3, 2),
+        padding=(2, 2),
+        dilation=(1, 2),
     ),
     "convolution of small images, many taps": replace(
         DEEP, terms=257, stages=(15,), space=(4, 3), kernel=(7, 7), padding=(3, 3), guard="bound", shrink=0.1
