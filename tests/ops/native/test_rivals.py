@@ -50,6 +50,8 @@ CASES = {
     "lanes, oblong": Case((2, 3), (12, 9)),
     "lanes, one column": Case((3, 1), (9, 10)),
     "lanes, principal": Case((2, 2), (12, 12), stages=(3,), rank=3),
+    "lanes, panels with pixels left over": Case((2, 3), (12, 12), out=30, residual=True),
+    "lanes, several panels and stages": Case((2, 2), (12, 14), stages=(2, 6), out=30),
     "lanes, residual": Case((2, 2), (12, 12), residual=True),
     "lanes, large windows": Case((4, 4), (16, 12)),
     "lists": Case((2, 2), (6, 6)),

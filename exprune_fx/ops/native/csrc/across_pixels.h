@@ -32,9 +32,10 @@ struct Tile {
   int64_t offsets[kTile];  // of the receptive fields in the plane that is being read
   int32_t everyone[kTile + W];
   int count;
-  int lanes = kLaneTile;  // of a panel of a head in pixel lanes
+  int lanes = kLaneTile;      // of a panel of a head in pixel lanes
+  int panel_pixels = kTile;   // of one panel: whole windows, whose pixels lie member by member, the first ones of all
+                              // windows before the second ones
   int64_t panel_numbers = 0;  // of one panel
-  int windows;  // of rivals: their pixels lie member by member, the first ones of all windows before the second ones
   uint64_t reached[kTile];  // by tap, of images summed tap by tap: the pixels for which it does not lie in the padding
   int64_t first_neuron;
   int neurons;
@@ -43,20 +44,37 @@ struct Tile {
   explicit Tile(const Site& s) : site(s) {}
 };
 
-// The pixels of whole windows: row by row, so that in each the pixels that a kernel row reaches are neighbours.
-static inline void fill_windows(Tile& tile, int64_t first) {
+// Pixels of the panel that begins with this one.
+EXPRUNE_INLINE int panel_count(const Tile& tile, int pixel) {
+  return tile.count - pixel < tile.panel_pixels ? tile.count - pixel : tile.panel_pixels;
+}
+
+// Calls visit(first pixel, pixels, windows) for the panels of a tile with rivals.
+template <class Visit>
+EXPRUNE_INLINE void each_panel(const Tile& tile, const Visit& visit) {
+  const int members = static_cast<int>(members_of(tile.site));
+  for (int pixel = 0; pixel < tile.count; pixel += tile.panel_pixels) {
+    const int count = panel_count(tile, pixel);
+    visit(pixel, count, count / members);
+  }
+}
+
+// The pixels of whole windows, from the one of this index on.
+static inline void fill_windows(Tile& tile, int64_t index) {
   const Site& site = tile.site;
   const Geometry& g = site.geometry;
-  for (int w = 0; w < tile.windows; ++w) {
-    const Place window = window_of(site, first + w);
-    int at = w;
-    for (int64_t row = 0; row < site.window_rows; ++row) {
-      for (int64_t column = 0; column < site.window_columns; ++column, at += tile.windows) {
-        const Place place{window.row + row, window.image, window.column + column};
-        tile.pixels[at] = pixel_at(site, (place.row * g.images + place.image) * g.columns_out + place.column, place);
+  each_panel(tile, [&](int pixel, int, int windows) {
+    for (int w = 0; w < windows; ++w) {
+      const Place window = window_of(site, index++);
+      int at = pixel + w;
+      for (int64_t row = 0; row < site.window_rows; ++row) {
+        for (int64_t column = 0; column < site.window_columns; ++column, at += windows) {
+          const Place place{window.row + row, window.image, window.column + column};
+          tile.pixels[at] = pixel_at(site, (place.row * g.images + place.image) * g.columns_out + place.column, place);
+        }
       }
     }
-  }
+  });
 }
 
 static inline void find_reached(Tile& tile) {
@@ -74,10 +92,8 @@ static inline void fill(Tile& tile, int64_t first, int count) {
   tile.count = count;
   const Geometry& geometry = tile.site.geometry;
   if (has_rivals(tile.site)) {
-    tile.windows = static_cast<int>(count / members_of(tile.site));
     fill_windows(tile, first / members_of(tile.site));
   } else {
-    tile.windows = 0;
     Place place = place_of(geometry, first);
     for (int j = 0; j < count; ++j, place.next(geometry)) tile.pixels[j] = pixel_at(tile.site, first + j, place);
   }
@@ -228,7 +244,9 @@ static inline void select_rivals(Tile& tile, int64_t stage) {
       store(numbers, load(alive.partial + at) + lanes.constant());
       for (int j = 0; j < lanes.count; ++j) known[lanes.list[j]] = numbers[j];
     }
-    rival_limits(known, tile.count, tile.windows, all(row[0]), all(row[tile.site.outputs]), limits);
+    each_panel(tile, [&](int pixel, int count, int windows) {
+      rival_limits(known + pixel, count, windows, all(row[0]), all(row[tile.site.outputs]), limits + pixel);
+    });
     int next = 0;
     for (int j = 0; j < alive.count; ++j) {
       const int32_t pixel = alive.list[j];
@@ -242,7 +260,7 @@ static inline void select_rivals(Tile& tile, int64_t stage) {
 }
 
 static inline void select(Tile& tile, int64_t stage) {
-  if (tile.windows) return select_rivals(tile, stage);
+  if (has_rivals(tile.site)) return select_rivals(tile, stage);
   const bool squares = needs_squares(tile.site.guard.kind);
   for (int n = 0; n < tile.neurons; ++n) {
     Alive& alive = tile.alive[n];

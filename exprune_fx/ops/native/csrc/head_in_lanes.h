@@ -8,22 +8,24 @@ namespace EXPRUNE_ISA_NAMESPACE {
 
 constexpr int kHeadNeurons = W == 4 ? 2 : 6;  // of the register tile
 
-// Of N neurons with rivals, with their sums at all pixels of the tile (V vectors each), who goes on.
+// Of N neurons with rivals, with their sums at the pixels of a panel (V vectors each), `pixel` the first, who goes on.
 template <int N, int V>
-static inline void keep_alive_rivals(Tile& tile, int first, const Vec* sums) {
+static inline void keep_alive_rivals(Tile& tile, int first, const Vec* sums, int pixel) {
+  const int count = panel_count(tile, pixel), windows = static_cast<int>(count / members_of(tile.site));
+  const int32_t* everyone = tile.everyone + pixel;
   float known[V * W + W], limits[V * W + W];
   for (int n = 0; n < N; ++n) {
     Alive& alive = tile.alive[first + n];
     const int64_t neuron = tile.first_neuron + first + n;
     const float* row = limits_of(tile.site, 0) + neuron;
-    for (int at = 0; at < tile.count; at += W) {
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+    for (int at = 0; at < count; at += W) {
+      const AcrossPixels lanes = lanes_of(tile, neuron, everyone, at, count);
       store(known + at, sums[n * V + at / W] + lanes.constant());
     }
-    rival_limits(known, tile.count, tile.windows, all(row[0]), all(row[tile.site.outputs]), limits);
-    int next = 0;
-    for (int at = 0; at < tile.count; at += W) {
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+    rival_limits(known, count, windows, all(row[0]), all(row[tile.site.outputs]), limits);
+    int next = pixel ? alive.count : 0;
+    for (int at = 0; at < count; at += W) {
+      const AcrossPixels lanes = lanes_of(tile, neuron, everyone, at, count);
       const uint32_t bits = ~less(load(known + at), load(limits + at)) & lanes_below(lanes.count);
       compress(alive.list + next, lanes.list, bits);
       compress(alive.partial + next, sums[n * V + at / W], bits);
@@ -33,22 +35,22 @@ static inline void keep_alive_rivals(Tile& tile, int first, const Vec* sums) {
   }
 }
 
-// Of N neurons, with their sums at V vectors of pixels, `pixel` the first of them, who goes on.
+// The same of any neurons.
 template <int N, int V>
 static inline void keep_alive(Tile& tile, int first, const Vec* sums, int pixel = 0) {
   const Site& site = tile.site;
-  if (tile.windows) return keep_alive_rivals<N, V>(tile, first, sums);
+  if (has_rivals(site)) return keep_alive_rivals<N, V>(tile, first, sums, pixel);
   const bool plain = site.guard.kind == GuardKind::Calibrated && !site.residual;
   for (int n = 0; n < N; ++n) {
     const int64_t neuron = tile.first_neuron + first + n;
     Alive& alive = tile.alive[first + n];
     const Vec constant = all(site.bias ? site.bias[neuron] : 0.0f);
     const Vec limit = plain ? all(site.guard.limits[neuron]) : zero();
-    const int last = pixel + V * W < tile.count ? pixel + V * W : tile.count;
+    const int last = pixel + panel_count(tile, pixel);
     int next = pixel ? alive.count : 0;
     for (int at = pixel; at < last; at += W) {
       const Vec partial = sums[n * V + (at - pixel) / W];
-      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, tile.count);
+      const AcrossPixels lanes = lanes_of(tile, neuron, tile.everyone, at, last);
       // The common case, without what the others need to be told.
       const uint32_t bits = plain ? ~less(partial + constant, limit) & lanes_below(lanes.count)
                                   : alive_after(lanes, 0, partial, zero());
@@ -92,7 +94,7 @@ static inline void head_in_lanes(Tile& tile, int first, const float* panel, int 
 // The heads of N neurons at all pixels of the tile, one panel after the other.
 template <class T, int N>
 static inline void heads_in_lanes(Tile& tile, int first, const float* panels) {
-  for (int pixel = 0; pixel < tile.count; pixel += kLaneTile, panels += tile.panel_numbers) {
+  for (int pixel = 0; pixel < tile.count; pixel += tile.panel_pixels, panels += tile.panel_numbers) {
     head_in_lanes<T, N>(tile, first, panels, pixel);
   }
 }

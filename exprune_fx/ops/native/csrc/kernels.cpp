@@ -38,6 +38,7 @@ struct Cut {
   int lanes;              // of a panel
   int64_t tile_pixels, tiles;
   int64_t chunk_outputs, chunks;
+  int64_t panel_pixels;   // of one panel: whole windows
   int64_t panel_numbers;  // of one panel
   int64_t tile_numbers;   // of the panels of one tile
   float* panels;          // [tiles, tile_numbers], of a head in pixel lanes
@@ -45,6 +46,7 @@ struct Cut {
 
 void fill_tile(const Cut& cut, int64_t index, Tile& tile) {
   tile.lanes = cut.lanes;
+  tile.panel_pixels = static_cast<int>(cut.panel_pixels);
   tile.panel_numbers = cut.panel_numbers;
   const int64_t first = index * cut.tile_pixels, rest = pixels_read(*cut.site) - first;
   fill(tile, first, static_cast<int>(rest < cut.tile_pixels ? rest : cut.tile_pixels));
@@ -71,9 +73,9 @@ void panel_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   Tile tile(*cut.site);
   fill_tile(cut, index, tile);
-  for (int p = 0; p * kLaneTile < tile.count; ++p) {
-    float* panel = cut.panels + index * cut.tile_numbers + p * cut.panel_numbers;
-    fill_panel(tile, panel, 0, cut.site->geometry.kernel_rows, p * kLaneTile);
+  float* panel = cut.panels + index * cut.tile_numbers;
+  for (int pixel = 0; pixel < tile.count; pixel += tile.panel_pixels, panel += cut.panel_numbers) {
+    fill_panel(tile, panel, 0, cut.site->geometry.kernel_rows, pixel);
   }
 }
 
@@ -95,8 +97,14 @@ void tile_piece(const void* context, int64_t index) {
   tile.first_neuron = first;
   tile.neurons = static_cast<int>(rest < cut.chunk_outputs ? rest : cut.chunk_outputs);
   const float* panel = cut.panels ? cut.panels + tile_index * cut.tile_numbers : nullptr;
-  const int written = site.pools ? tile.windows : tile.count;  // windows: their first pixels are the tile's first
-  for (int j = 0; j < written; ++j) clear(site, tile.pixels[j], first, tile.neurons);
+  const auto clear_some = [&](int pixel, int count) {
+    for (int j = pixel; j < pixel + count; ++j) clear(site, tile.pixels[j], first, tile.neurons);
+  };
+  if (site.pools) {  // a window is written where its first pixel is
+    each_panel(tile, [&](int pixel, int, int windows) { clear_some(pixel, windows); });
+  } else {
+    clear_some(0, tile.count);
+  }
   work<Number>(tile, panel);
 }
 
@@ -156,26 +164,26 @@ void site(const Site& site, const Host& host) {
   if (site.few_pixels) {
     const Site with = encoded(site, host);
     const int64_t neurons = neurons_of_a_piece(site.outputs, kLeastGroup, host);
-    const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, 0, nullptr};
+    const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, 0, 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
   const int64_t pixels = pixels_read(site), members = members_of(site);
   const bool coded = site.coded.scales;
   const int lanes = coded ? coded_lanes(site, pixels) : kLaneTile;
-  const bool one_panel = site.head_in_pixel_lanes && (coded || has_rivals(site));  // whose heads see a tile at once
-  const int64_t most = one_panel ? lanes : kTile;
   clear_unread(site);
   if (pixels == 0) return;
-  const int64_t tile_pixels = pixels < most ? pixels : most / members * members;  // whole windows
+  const int64_t panel = (site.head_in_pixel_lanes ? lanes : kTile) / members * members;  // whole windows
+  const int64_t panels = site.head_in_pixel_lanes && !coded ? kTile / kLaneTile : 1;
+  const int64_t tile_pixels = pixels < panels * panel ? pixels : panels * panel;
   const int64_t tiles = divide_up(pixels, tile_pixels);
   const int64_t wanted = divide_up(kPieces, tiles);
   int64_t chunk = divide_up(divide_up(site.outputs, wanted), kChunk) * kChunk;
   if (chunk > kMostNeurons) chunk = kMostNeurons;
   if (coded && site.large && lanes < kLaneTile && chunk < kCodedChunk) chunk = kCodedChunk;
-  Cut cut{&site, lanes, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), 0, 0, nullptr};
+  Cut cut{&site, lanes, tile_pixels, tiles, chunk, divide_up(site.outputs, chunk), panel, 0, 0, nullptr};
   if (site.head_in_pixel_lanes) {
     cut.panel_numbers = head_numbers(site) * lanes;
-    cut.tile_numbers = cut.panel_numbers * divide_up(tile_pixels, lanes);
+    cut.tile_numbers = cut.panel_numbers * divide_up(tile_pixels, panel);
     const int64_t bytes = cut.tile_numbers * cut.tiles * static_cast<int64_t>(sizeof(float));
     cut.panels = static_cast<float*>(host.scratch(kPanels, bytes));
     if (coded) {
