@@ -11,7 +11,8 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr bool kPointersFit = W == 8;  // into registers, those of W products: then no product waits for its own last one
+// The pointers of W products fit into registers: vector by vector then, so that no product waits for its own last step.
+constexpr bool kPointersFit = W == 8;
 
 // V vectors of the shared stream (a pointer, or what is read like one), each used by all others.
 template <int N, int V, class Shared, class Other>

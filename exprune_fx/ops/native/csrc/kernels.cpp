@@ -32,7 +32,8 @@ constexpr int64_t kPiecesAThread = 4;  // of a site over few pixels
 constexpr int64_t kChunk = W == 16 ? 48 : 32;  // neurons: whole cache lines of results
 constexpr int64_t kChunkNumbers = W == 16 ? 9500 : 18000;  // measured: rows overlap, and short vectors gain by long runs
 
-// How a site is cut into pieces of work. A tile whose head is in pixel lanes has one panel for each register tile's pixels.
+// How a site is cut into pieces of work. A head in pixel lanes has panels: as many of a tile as register tiles hold its
+// pixels.
 struct Cut {
   const Site* site;
   int lanes;              // of a panel
