@@ -49,7 +49,7 @@ EXPRUNE_INLINE int panel_count(const Tile& tile, int pixel) {
   return tile.count - pixel < tile.panel_pixels ? tile.count - pixel : tile.panel_pixels;
 }
 
-// Calls visit(first pixel, pixels, windows) for the panels of a tile with rivals.
+// Calls visit(first pixel, pixels, windows) for the panels of a tile; without rivals a window is a pixel.
 template <class Visit>
 EXPRUNE_INLINE void each_panel(const Tile& tile, const Visit& visit) {
   const int members = static_cast<int>(members_of(tile.site));
@@ -98,7 +98,6 @@ static inline void fill(Tile& tile, int64_t first, int count) {
     for (int j = 0; j < count; ++j, place.next(geometry)) tile.pixels[j] = pixel_at(tile.site, first + j, place);
   }
   for (int j = 0; j < kTile + W; ++j) tile.everyone[j] = j < count ? j : 0;
-  if (tile.site.by_taps) find_reached(tile);
 }
 
 static inline void enter(Tile& tile, const Plane& plane) {
@@ -124,12 +123,18 @@ EXPRUNE_INLINE Vec chunk_sums(const Tile& tile, const Chunk& chunk, const float*
   return sum_runs(count, streams, chunk.runs, chunk.runs + chunk.of_row[tile.site.geometry.kernel_rows]);
 }
 
+// How many of `count` pixels share a load of weights: blocks of equal size, since short ones wait for their few sums.
+EXPRUNE_INLINE int block_of(int count) {
+  if (count <= W) return count;  // spares a division
+  const int blocks = (count + W - 1) / W;
+  return (count + blocks - 1) / blocks;
+}
+
 // Adds one chunk of a neuron's terms wherever it is alive, in units of `worth`.
 template <class Row>
 static inline void add_chunk(const Tile& tile, const Chunk& chunk, const float* data, Row row, float worth, int64_t ahead,
                              Alive& alive) {
-  // Blocks of equal size: short ones wait for their few sums. Lanes beyond a block's end are zero.
-  const int blocks = (alive.count + W - 1) / W, step = (alive.count + blocks - 1) / blocks;
+  const int step = block_of(alive.count);  // lanes beyond a block's end are zero
   for (int at = 0; at < alive.count; at += step) {
     const int count = alive.count - at < step ? alive.count - at : step;
     const Vec sum = chunk_sums(tile, chunk, data, row, alive.list + at, count, at ? 0 : ahead);
@@ -161,7 +166,7 @@ static inline void add_chunk_by_taps(const Tile& tile, const Chunk& chunk, const
     }
     if (n == 0) continue;
     Tap tap{data + run.input, tile.offsets, list, run.length, ahead};
-    const int blocks = (n + kTapPixels - 1) / kTapPixels, step = blocks == 1 ? n : (n + blocks - 1) / blocks;
+    const int step = block_of(n);
     for (int at = 0; at < n; at += step, tap.list += step, tap.ahead = 0) {
       add_tap(n - at < step ? n - at : step, row + run.weight, tap, pairs);
     }

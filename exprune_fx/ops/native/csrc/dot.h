@@ -33,6 +33,14 @@ EXPRUNE_INLINE void add_vectors(Shared shared, const Other* other, int64_t offse
   }
 }
 
+// What no whole vector holds.
+template <int N, class Shared, class Other>
+EXPRUNE_INLINE void add_rest(Shared shared, const Other* other, int64_t offset, int rest, Vec (&s)[N]) {
+  const Vec a = load_first(shared, rest);
+  forget();
+  EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(a, load_first(other[j] + offset, rest), s[j]);
+}
+
 // One run: s[j] += shared[0:length] * other[j][0:length], lane by lane. What lies `ahead` of the shared numbers is asked
 // for meanwhile, unless that is 0.
 template <int N, class Shared, class Other>
@@ -57,12 +65,7 @@ EXPRUNE_INLINE void add_run(Shared shared, const Other* other, int64_t offset, i
     add_vectors<N, 1>(shared + i, other, offset + i, s);
     i += W;
   }
-  if (i < length) {
-    const int rest = static_cast<int>(length - i);
-    const Vec a = load_first(shared + i, rest);
-    forget();
-    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(a, load_first(other[j] + (offset + i), rest), s[j]);
-  }
+  if (i < length) add_rest(shared + i, other, offset + i, static_cast<int>(length - i), s);
 }
 
 // The same of rows that lie in memory, no cache: while they are read, line by line, others are asked for.
@@ -106,31 +109,23 @@ static __attribute__((noinline)) Vec sum_runs_n(const StreamsT& streams, const R
   return sums(lanes);
 }
 
+// CASE(N) for every N below W.
+#if EXPRUNE_ISA == 5
+#define EXPRUNE_BELOW_W(CASE) \
+  CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15)
+#elif EXPRUNE_ISA == 2
+#define EXPRUNE_BELOW_W(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+#else
+#define EXPRUNE_BELOW_W(CASE) CASE(1) CASE(2) CASE(3)
+#endif
+
 template <class StreamsT>
 static inline Vec sum_runs(int n, const StreamsT& streams, const Run* run, const Run* end) {
 #define EXPRUNE_CASE(N) \
   case N:               \
     return sum_runs_n<N>(streams, run, end);
   switch (n) {
-    EXPRUNE_CASE(1)
-    EXPRUNE_CASE(2)
-    EXPRUNE_CASE(3)
-#if EXPRUNE_ISA > 0
-    EXPRUNE_CASE(4)
-    EXPRUNE_CASE(5)
-    EXPRUNE_CASE(6)
-    EXPRUNE_CASE(7)
-#endif
-#if EXPRUNE_ISA == 5
-    EXPRUNE_CASE(8)
-    EXPRUNE_CASE(9)
-    EXPRUNE_CASE(10)
-    EXPRUNE_CASE(11)
-    EXPRUNE_CASE(12)
-    EXPRUNE_CASE(13)
-    EXPRUNE_CASE(14)
-    EXPRUNE_CASE(15)
-#endif
+    EXPRUNE_BELOW_W(EXPRUNE_CASE)
     default:
       return sum_runs_n<W>(streams, run, end);
   }

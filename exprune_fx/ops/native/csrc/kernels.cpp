@@ -95,17 +95,14 @@ void tile_piece(const void* context, int64_t index) {
   const int64_t rest = site.outputs - first;
   Tile tile(site);
   fill_tile(cut, tile_index, tile);
+  if (site.by_taps) find_reached(tile);
   tile.first_neuron = first;
   tile.neurons = static_cast<int>(rest < cut.chunk_outputs ? rest : cut.chunk_outputs);
   const float* panel = cut.panels ? cut.panels + tile_index * cut.tile_numbers : nullptr;
-  const auto clear_some = [&](int pixel, int count) {
-    for (int j = pixel; j < pixel + count; ++j) clear(site, tile.pixels[j], first, tile.neurons);
-  };
-  if (site.pools) {  // a window is written where its first pixel is
-    each_panel(tile, [&](int pixel, int, int windows) { clear_some(pixel, windows); });
-  } else {
-    clear_some(0, tile.count);
-  }
+  each_panel(tile, [&](int pixel, int count, int windows) {
+    const int written = site.pools ? windows : count;  // a window is written where its first pixel is
+    for (int j = pixel; j < pixel + written; ++j) clear(site, tile.pixels[j], first, tile.neurons);
+  });
   work<Number>(tile, panel);
 }
 

@@ -6,8 +6,7 @@
 namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 
-constexpr int kPairs = W == 16 ? 12 : 6;      // products whose two sums each fit into the registers
-constexpr int kTapPixels = W == 16 ? 12 : 8;  // that share each load of a tap's weights
+constexpr int kPairs = W == 16 ? 12 : 6;  // products whose two sums each fit into the registers
 
 // Two sums of each product, of its vectors in turn: at few pixels one multiply-add would wait for the last.
 struct PairOfSums {
@@ -21,11 +20,6 @@ struct Tap {
   const int32_t* list;     // of pixels
   int64_t length, ahead;
 };
-
-template <int N>
-EXPRUNE_INLINE void add_vector(Vec weights, const float* const (&fields)[N], int64_t at, Vec (&s)[N]) {
-  EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) s[j] = fma(weights, load(fields[j] + at), s[j]);
-}
 
 // The even vectors of a tap at N pixels, the odd ones, or both. What no whole vector holds is odd.
 template <int N, bool kEven, bool kOdd, class Row>
@@ -43,19 +37,15 @@ EXPRUNE_INLINE void add_vectors_of_tap(Row row, const Tap& tap, PairOfSums* pair
   int64_t i = 0;
   for (; i + 2 * W <= length; i += 2 * W) {
     if (ahead) ask_for(row + (ahead + i), 2 * W);
-    if (kEven) add_vector(load(row + i), fields, i, even);
-    if (kOdd) add_vector(load(row + (i + W)), fields, i + W, odd);
+    if (kEven) add_vectors<N, 1>(row + i, fields, i, even);
+    if (kOdd) add_vectors<N, 1>(row + (i + W), fields, i + W, odd);
   }
   if (ahead && i < length) ask_for(row + (ahead + i), length - i);
   if (i + W <= length) {
-    if (kEven) add_vector(load(row + i), fields, i, even);
+    if (kEven) add_vectors<N, 1>(row + i, fields, i, even);
     i += W;
   }
-  if (kOdd && i < length) {
-    const int rest = static_cast<int>(length - i);
-    const Vec weights = load_first(row + i, rest);
-    EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) odd[j] = fma(weights, load_first(fields[j] + i, rest), odd[j]);
-  }
+  if (kOdd && i < length) add_rest(row + i, fields, i, static_cast<int>(length - i), odd);
   EXPRUNE_UNROLLED for (int j = 0; j < N; ++j) {
     if (kEven) store(to[j], even[j]);
     if (kOdd) store(to[j] + W, odd[j]);
@@ -78,21 +68,9 @@ static inline void add_tap(int n, Row row, const Tap& tap, PairOfSums* pairs) {
   case N:               \
     return add_tap_n<N>(row, tap, pairs);
   switch (n) {
-    EXPRUNE_CASE(1)
-    EXPRUNE_CASE(2)
-    EXPRUNE_CASE(3)
-    EXPRUNE_CASE(4)
-    EXPRUNE_CASE(5)
-    EXPRUNE_CASE(6)
-    EXPRUNE_CASE(7)
-#if EXPRUNE_ISA == 5
-    EXPRUNE_CASE(8)
-    EXPRUNE_CASE(9)
-    EXPRUNE_CASE(10)
-    EXPRUNE_CASE(11)
-#endif
+    EXPRUNE_BELOW_W(EXPRUNE_CASE)
     default:
-      return add_tap_n<kTapPixels>(row, tap, pairs);
+      return add_tap_n<W>(row, tap, pairs);
   }
 #undef EXPRUNE_CASE
 }
