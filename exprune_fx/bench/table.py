@@ -10,7 +10,8 @@ from exprune_fx.bench.machine import Machine
 from exprune_fx.bench.record import row_label, summarise
 from exprune_fx.bench.rows import Row
 from exprune_fx.compiling import UNCOMPILED
-from exprune_fx.report.layout import Cell, Section, Table, columns, percent_text
+from exprune_fx.report.layout import Cell, Section, Table, columns
+from exprune_fx.wording import percent_text
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _TITLES = ("eager", "inductor", "freezing", "autotune", "ours")

@@ -10,6 +10,7 @@ from exprune_fx.calibration.fit import Thresholds
 from exprune_fx.calibration.request import Request
 from exprune_fx.plan import Array, SitePlan, SiteTiming
 from exprune_fx.sites import Site
+from exprune_fx.wording import count_text, milliseconds_text, percent_text
 
 
 @dataclass(frozen=True)
@@ -69,29 +70,25 @@ def decide_by_flops(site: Site, request: Request, outcomes: Sequence[Outcome], t
     best = min(outcomes, key=lambda outcome: outcome.relative_cost)
     if best.relative_cost >= 1:
         return dense_entry(
-            site, f"the best head ({best.candidate.label}) would cost {_percent(best.relative_cost)} of it"
+            site, f"the best head ({best.candidate.label}) would cost {percent_text(best.relative_cost, 0)} of it"
         )
     return staged_entry(best, thresholds, _reason(best, outcomes, request, site))
 
 
 def _reason(best: Outcome, outcomes: Sequence[Outcome], request: Request, site: Site) -> str:
-    words = f"{best.candidate.label}: {_percent(1 - best.relative_cost)} of the FLOPs removed"
+    words = f"{best.candidate.label}: {percent_text(1 - best.relative_cost, 0)} of the FLOPs removed"
     words += f", {100 * best.energy_lost:.2g} % of the activations' energy lost"
     others = [outcome for outcome in outcomes if outcome.candidate.head != best.candidate.head]
     if others:
         other = min(others, key=lambda outcome: outcome.relative_cost)
-        removed = 1 - other.relative_cost
-        would = f"removed {_percent(removed)}" if removed > 0 else f"cost {_percent(other.relative_cost)} of it"
+        cost = other.relative_cost
+        would = f"removed {percent_text(1 - cost, 0)}" if cost < 1 else f"cost {percent_text(cost, 0)} of it"
         words += f"; {other.candidate.label} would have {would}"
     elif request.wants_principal and request.no_principal(site):
         words += f"; no principal head: {request.no_principal(site)}"
     elif request.wants_coded and request.no_coded(site):
         words += f"; no coded head: {request.no_coded(site)}"
     return words
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %"
 
 
 # --- by the clock -----------------------------------------------------------------------------------------------------
@@ -108,27 +105,19 @@ def decide_by_time(
         timing: what everything took.
         margin: what it must win.
     """
-    staged = f"{timing.staged_form}: {_milliseconds(timing.staged_s)}"
-    dense = f"{timing.dense_form}: {_milliseconds(timing.dense_s)}"
-    at = f"({_count(timing.examples, 'example')}, {_count(timing.threads, 'thread')})"
+    staged = f"{timing.staged_form}: {milliseconds_text(timing.staged_s)}"
+    dense = f"{timing.dense_form}: {milliseconds_text(timing.dense_s)}"
+    at = f"({count_text(timing.examples, 'example')}, {count_text(timing.threads, 'thread')})"
     if not pays(timing.staged_s, timing.dense_s, margin):
         words = f"dense: {dense}, the fastest way to stage it, {staged} {at}"
         return SitePlan(site.name, site.weight_shape, reason=words, timing=timing)
     chosen = entries[timing.staged_form]
     words = f"{staged}, {dense}, {timing.speedup:.2f} times as fast {at}"
     if chosen.is_staged:
-        words += f"; {_percent(chosen.fraction_removed)} of the FLOPs removed"
+        words += f"; {percent_text(chosen.fraction_removed, 0)} of the FLOPs removed"
     return replace(chosen, reason=words, timing=timing)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def pays(staged_s: float, dense_s: float, margin: Margin) -> bool:
     """Whether a staged form is faster than a dense one by more than a margin."""
     return staged_s < dense_s * (1 - margin.share) and staged_s < dense_s - margin.seconds
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"

@@ -8,19 +8,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from exprune_fx.calibration.decide import EVERY_GAIN, pays
 from exprune_fx.calibration.whole import Compile, Measure, measure_graphs
 from exprune_fx.compiling import Runnable, compiled
 from exprune_fx.errors import PlanError
 from exprune_fx.graph import capture
-from exprune_fx.graph.running import placeholder_values
 from exprune_fx.ops import native
 from exprune_fx.pipeline import normalise, transform
 from exprune_fx.plan import HeadPlan, Plan, SiteTiming
 from exprune_fx.sites import PredictionHead, find_heads
 from exprune_fx.timing import Step
+from exprune_fx.wording import count_text, milliseconds_text
 
 _SETTING = "inductor_freezing"
 DENSE = ("the dense layer, PyTorch", "the dense layer, Inductor")
@@ -56,40 +56,6 @@ def check_kernels() -> None:
             "them, or they could not be built (the log says why)",
             hint='use objective="flops"; EXPRUNE_KERNELS=native shows what the compiler says',
         )
-
-
-def inputs_of(
-    gm: fx.GraphModule, heads: Sequence[PredictionHead], batches: Sequence[object]
-) -> dict[str, list[Tensor]]:
-    """What each head's layer reads of each batch, in its own shape.
-
-    Args:
-        gm: the normalised graph.
-        heads: of it.
-        batches: what is timed.
-    """
-    nodes = {node.name: node for node in gm.graph.nodes}
-    reader = _Reader(gm, {nodes[head.node]: head.name for head in heads})
-    with torch.no_grad():
-        for batch in batches:
-            reader.run(*placeholder_values(gm, batch), enable_io_processing=False)
-    return reader.read
-
-
-class _Reader(fx.Interpreter):
-    """Runs a graph and keeps what some layers read."""
-
-    def __init__(self, gm: fx.GraphModule, names: dict[fx.Node, str]) -> None:
-        super().__init__(gm)
-        self._names = names
-        self.read: dict[str, list[Tensor]] = {name: [] for name in names.values()}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Runs the node."""
-        if n in self._names:
-            (x, *_), _ = self.fetch_args_kwargs_from_env(n)
-            self.read[self._names[n]].append(x.clone())
-        return super().run_node(n)
 
 
 def timed_head(
@@ -135,8 +101,8 @@ def timed_head(
         threads=torch.get_num_threads(),
         tried={str(name): seconds for name, seconds in taken.items()},
     )
-    took = f"{1e3 * timing.staged_s:.3g} ms staged, {1e3 * timing.dense_s:.3g} ms as {dense}"
-    at = f"({timing.examples} rows, {timing.threads} threads)"
+    took = f"{milliseconds_text(timing.staged_s)} staged, {milliseconds_text(timing.dense_s)} as {dense}"
+    at = f"({count_text(timing.examples, 'row')}, {count_text(timing.threads, 'thread')})"
     if pays(timing.staged_s, timing.dense_s, EVERY_GAIN):
         return replace(entry, reason=f"{entry.reason}; {took}, {timing.speedup:.2f} times as fast {at}", timing=timing)
     return HeadPlan(

@@ -27,6 +27,7 @@ from exprune_fx.plan import Plan, SitePlan, SiteTiming
 from exprune_fx.sites import Site
 from exprune_fx.symmetry import SymmetryReport
 from exprune_fx.timing import Pair, Rounds, Step, medians, sample
+from exprune_fx.wording import milliseconds_text
 
 _log = logging.getLogger(__name__)
 SETTINGS = ("inductor_freezing", "inductor_max_autotune")
@@ -203,7 +204,7 @@ def _all_dense(
     sites: Sequence[Site], entries: Sequence[SitePlan], timing: SiteTiming, pair: Pair
 ) -> tuple[SitePlan, ...]:
     words = (
-        f"the whole graph took {1e3 * timing.staged_s:.3g} ms staged, {1e3 * timing.dense_s:.3g} ms dense, "
+        f"the whole graph took {milliseconds_text(timing.staged_s)} staged, {milliseconds_text(timing.dense_s)} dense, "
         f"and was faster staged in {pair.rounds_faster} of {len(pair.base)} rounds"
     )
     return tuple(

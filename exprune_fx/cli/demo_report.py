@@ -13,8 +13,9 @@ from exprune_fx.cli.demo import Data, ModelResult, Point
 from exprune_fx.measurement import Measurement
 from exprune_fx.report import Explanation
 from exprune_fx.report.document import staged_section
-from exprune_fx.report.layout import Cell, Section, Table, columns, flops_text, name_cell, percent_text, removed_cell
+from exprune_fx.report.layout import Cell, Section, Table, columns, name_cell, removed_cell
 from exprune_fx.report.terminal import section_renderable
+from exprune_fx.wording import flops_text, percent_text
 
 
 def print_data(console: Console, data: Data, budget: float) -> None:

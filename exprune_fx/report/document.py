@@ -7,20 +7,8 @@ from exprune_fx.report.explained import Explained
 from exprune_fx.report.facts import SiteFacts
 from exprune_fx.report.groups import GroupFacts
 from exprune_fx.report.heads import heads_section
-from exprune_fx.report.layout import (
-    Cell,
-    Document,
-    Figure,
-    Section,
-    Table,
-    columns,
-    count_text,
-    flops_text,
-    name_cell,
-    percent_text,
-    percents_text,
-    removed_cell,
-)
+from exprune_fx.report.layout import Cell, Document, Figure, Section, Table, columns, name_cell, removed_cell
+from exprune_fx.wording import count_text, flops_text, percent_text, percents_text
 
 _SHOWN_MEMBERS = 8
 

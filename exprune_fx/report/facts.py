@@ -15,10 +15,10 @@ from exprune_fx.errors import PlanError
 from exprune_fx.guards import Guard
 from exprune_fx.measurement import Measurement, SiteMeasurement
 from exprune_fx.plan import SitePlan, SiteTiming
-from exprune_fx.report.layout import count_text
 from exprune_fx.sites import Site
 from exprune_fx.staging import KEPT_KEY, ROLE_KEY
 from exprune_fx.staging.arguments import arguments_of
+from exprune_fx.wording import count_text
 
 Flops: TypeAlias = float | str
 """FLOPs of one example: a number, or a formula in the symbolic sizes that are left."""

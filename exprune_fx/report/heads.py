@@ -12,11 +12,12 @@ from exprune_fx.measurement import Measurement, SiteMeasurement
 from exprune_fx.pipeline import StagedRecord
 from exprune_fx.plan import HeadPlan, Plan
 from exprune_fx.report.facts import Decision, Sizes, claim_text
-from exprune_fx.report.layout import Cell, Section, Table, columns, name_cell, percent_text, percents_text, removed_cell
+from exprune_fx.report.layout import Cell, Section, Table, columns, name_cell, removed_cell
 from exprune_fx.report.others import operator_name
 from exprune_fx.sites import PredictionHead, find_heads
 from exprune_fx.staging import KEPT_KEY
 from exprune_fx.staging.heads import HEAD_KEY, HEAD_ROLE_KEY
+from exprune_fx.wording import percent_text, percents_text
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from exprune_fx.wording import percent_text
 
 
 @dataclass(frozen=True)
@@ -104,33 +105,6 @@ def columns(*titles: str) -> tuple[Column, ...]:
 def name_cell(text: str) -> Cell:
     """A module path, a parameter, a guard: set like code."""
     return Cell(text, mono=True)
-
-
-def flops_text(flops: float | str | None) -> str:
-    """FLOPs with a unit prefix; a formula in symbolic sizes as it is; a dash for None."""
-    if flops is None:
-        return "-"
-    if isinstance(flops, str):
-        return flops
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(flops) >= limit:
-            return f"{flops / limit:,.2f} {prefix}"
-    return f"{flops:,.0f}"
-
-
-def count_text(number: int, noun: str) -> str:
-    """How many: "1 site", "1,000 examples"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def percent_text(fraction: float | None, digits: int = 1) -> str:
-    """A fraction in percent; a dash for None."""
-    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
-
-
-def percents_text(fractions: Sequence[float]) -> str:
-    """Fractions one after another, in whole percents: "62, 48, 41 %"."""
-    return ", ".join(f"{100 * fraction:.0f}" for fraction in fractions) + " %" if fractions else "-"
 
 
 def removed_cell(fraction: float | None) -> Cell:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from exprune_fx.wording import percent_text
+
 
 @dataclass(frozen=True)
 class GroupReport:
@@ -112,9 +114,10 @@ class ShrinkReport:
         often = f" in {self.rounds} rounds" if self.rounds > 1 else ""
         return [
             f"Shrunk by {self.criterion}{often}",
-            f"  parameters {self.params_before:,} -> {self.params_after:,} ({_percent(self.params_removed)} removed)",
+            f"  parameters {self.params_before:,} -> {self.params_after:,} "
+            f"({percent_text(self.params_removed)} removed)",
             f"  FLOPs of one example {self.flops_before:,.0f} -> {self.flops_after:,.0f} "
-            f"({_percent(self.flops_removed)} removed)",
+            f"({percent_text(self.flops_removed)} removed)",
         ]
 
     def with_staged(self, measured: Staged) -> str:
@@ -127,13 +130,9 @@ class ShrinkReport:
         shrunk = measured.flops_dense / each
         staged = (measured.flops_staged + measured.flops_overhead) / each
         rows = [["", "FLOPs of one example", "removed"], ["dense", f"{self.flops_before:,.0f}", ""]]
-        rows.append(["shrunk", f"{shrunk:,.0f}", _percent(1 - shrunk / self.flops_before)])
-        rows.append(["shrunk and staged", f"{staged:,.0f}", _percent(1 - staged / self.flops_before)])
+        rows.append(["shrunk", f"{shrunk:,.0f}", percent_text(1 - shrunk / self.flops_before)])
+        rows.append(["shrunk and staged", f"{staged:,.0f}", percent_text(1 - staged / self.flops_before)])
         return "\n".join([*self._totals(), "", *_table(rows)])
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
 
 
 def _range(scores: tuple[float, float] | None) -> str:

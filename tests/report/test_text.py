@@ -10,7 +10,7 @@ from rich.console import Console
 
 from exprune_fx import Bound, Calibrated, ExpruneError, PlanError, StatsTest, explain, measure
 from exprune_fx.report.facts import claim_text
-from exprune_fx.report.layout import count_text
+from exprune_fx.wording import count_text
 from tests.report import tiny
 
 GOLDEN = Path(__file__).parent / "tiny_captured.txt"

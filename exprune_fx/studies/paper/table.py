@@ -11,14 +11,10 @@ from rich.text import Text
 
 from exprune_fx.studies.paper.published import published_ranges
 from exprune_fx.studies.paper.results import OURS, Reproduction, Row
+from exprune_fx.wording import percent_text
 
 FEW = 3  # an allowed drop of fewer examples than these is mostly chance
 _WIDTH = {"95 % interval": 14}
-
-
-def percent(share: float) -> str:
-    """With one decimal."""
-    return f"{100 * share:.1f} %"
 
 
 def reproduction_table(found: Reproduction, pruned: bool) -> Group:
@@ -86,7 +82,7 @@ def _chosen_on_test(found: Reproduction) -> list[str]:
     for curve in found.curves:
         best = [(drop, curve.best_judged(drop)) for drop in drops]
         said += [
-            f"{curve.method} {percent(removed)} at {100 * drop:g}" for drop, removed in best if removed is not None
+            f"{curve.method} {percent_text(removed)} at {100 * drop:g}" for drop, removed in best if removed is not None
         ]
     return [f"best on the test examples themselves, as its code shows it: {', '.join(said)} points"] if said else []
 
@@ -113,8 +109,8 @@ def _cells(row: Row, known: bool) -> list[str]:
         points(row.score),
         f"{100 * row.drop:+.2f}",
         f"{100 * low:+.2f} to {100 * high:+.2f}",
-        percent(row.fraction_removed),
-        percent(row.overhead),
+        percent_text(row.fraction_removed),
+        percent_text(row.overhead),
         *([_published(row)] if known else []),
         *_extras(row.extras),
     ]
