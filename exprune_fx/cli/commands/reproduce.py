@@ -75,8 +75,8 @@ def reproduce(
         set_threads(threads)
         from exprune_fx.cli.reproduce import Wanted, make_subject
         from exprune_fx.studies.paper.plot import plot_reproduction
-        from exprune_fx.studies.paper.run import Settings
         from exprune_fx.studies.paper.run import reproduce as run_reproduction
+        from exprune_fx.studies.paper.setup import Settings
         from exprune_fx.studies.paper.table import reproduction_table
 
         wanted = Wanted(

@@ -12,7 +12,7 @@ from exprune_fx.cli.app import app
 from exprune_fx.cli.names import SUBJECTS
 from exprune_fx.cli.reproduce import Wanted, make_subject
 from exprune_fx.errors import DataError
-from exprune_fx.studies.paper.run import Settings
+from exprune_fx.studies.paper.setup import Settings
 from exprune_fx.studies.subjects.training import Say
 from tests.studies.paper.tiny import tiny_subject
 

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from exprune_fx.errors import DataError
 from exprune_fx.studies.paper.plot import plot_reproduction
-from exprune_fx.studies.paper.run import Settings, reproduce
+from exprune_fx.studies.paper.run import reproduce
 from exprune_fx.studies.paper.search import Trial, front_of
+from exprune_fx.studies.paper.setup import Settings
 from exprune_fx.studies.paper.table import reproduction_table
 from exprune_fx.studies.subjects import Judge
 from tests.studies.paper.tiny import tiny_subject
