@@ -14,7 +14,7 @@ from exprune_fx.graph.edits import (
     set_args,
     tensor_at,
 )
-from exprune_fx.ops.codes import codes_of
+from exprune_fx.ops.codes import Codes
 from exprune_fx.ops.native.fake_site import ends_of_codes
 from exprune_fx.pass_manager import PassResult
 from exprune_fx.staging.arguments import arguments_of, in_order
@@ -62,7 +62,7 @@ def _add_codes(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
     name = str(given["weight"].target)
     weight = tensor_at(gm, name)
     stages, block, guard = (given[key] for key in ("stages", "block", "guard"))
-    made = codes_of(weight, ends_of_codes(weight.shape[1], stages, block, guard, given["down"] is not None))
+    made = Codes.of(weight, ends_of_codes(weight.shape[1], stages, block, guard, given["down"] is not None))
     tables = {"codes": made.codes, "code_numbers": made.numbers, "code_slack": made.slack}
     given |= hold_tables(gm, name, tables)
     assert isinstance(node.target, torch._ops.OpOverload)

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch._subclasses.fake_tensor import maybe_get_fake_mode
 
 from exprune_fx.deploy.files import checked
@@ -71,7 +71,7 @@ def export_package(
         if needs_kernels:
             copy_library(library)
         try:
-            with known_warnings(), _batch_left_open(), warnings.catch_warnings():
+            with known_warnings(), batch_left_open(), warnings.catch_warnings():
                 # Inductor imports parts of torch that say so of themselves.
                 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script_method`", category=DeprecationWarning)
                 configs = {**_defaults(), **(inductor_configs or {})}
@@ -92,7 +92,7 @@ def _defaults() -> dict[str, Any]:
 
 
 @contextmanager
-def _batch_left_open() -> Iterator[None]:
+def batch_left_open() -> Iterator[None]:
     """Keeps torch from taking "fewer than 16 examples" for granted, because the example had fewer.
 
     To choose a convolution's library, which decides nothing but the layout of a fake value, torch asks whether the
@@ -100,11 +100,11 @@ def _batch_left_open() -> Iterator[None]:
     """
     select = torch._C._select_conv_backend
 
-    def without_guards(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mode = maybe_get_fake_mode(x)
+    def without_guards(*args: Any, **kwargs: Any) -> Any:
+        mode = maybe_get_fake_mode(args[0] if args else kwargs["input"])  # by name in torch 2.11, by place since
         env = None if mode is None else mode.shape_env
         with nullcontext() if env is None else env.suppress_guards():
-            return select(x, *args, **kwargs)
+            return select(*args, **kwargs)
 
     with mock.patch.object(torch._C, "_select_conv_backend", without_guards):
         yield

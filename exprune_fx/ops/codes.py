@@ -44,6 +44,21 @@ class Codes:
     numbers: Tensor
     slack: Tensor
 
+    @staticmethod
+    def of(weight: Tensor, ends: Sequence[int]) -> Codes:
+        """Makes the codes of a weight, in float64, some rows at a time.
+
+        Args:
+            weight: [out, K], floating point.
+            ends: columns up to the end of each segment, increasing; the last is K.
+        """
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, weight.shape[1]))
+        parts = [_part(rows, ends) for rows in weight.detach().split(at_once)]
+        codes, numbers, lengths = (
+            torch.cat(pieces, dim) for dim, pieces in zip((0, 1, 1), zip(*parts, strict=True), strict=True)
+        )
+        return Codes(in_one_row(codes, ends), numbers, _slack(weight.shape[1], *lengths.amax(1)))
+
 
 def code_ends(columns: int, stages: Sequence[int]) -> list[int]:
     """Columns up to the end of each segment: what each stage has seen that reads codes, and all."""
@@ -58,21 +73,6 @@ def blocks_of(ends: Sequence[int]) -> list[tuple[int, int]]:
         for start, end in zip(starts, ends, strict=True)
         for first in range(start, end, BLOCK)
     ]
-
-
-def codes_of(weight: Tensor, ends: Sequence[int]) -> Codes:
-    """Makes the codes of a weight, in float64, some rows at a time.
-
-    Args:
-        weight: [out, K], floating point.
-        ends: columns up to the end of each segment, increasing; the last is K.
-    """
-    at_once = max(1, _NUMBERS_AT_ONCE // max(1, weight.shape[1]))
-    parts = [_part(rows, ends) for rows in weight.detach().split(at_once)]
-    codes, numbers, lengths = (
-        torch.cat(pieces, dim) for dim, pieces in zip((0, 1, 1), zip(*parts, strict=True), strict=True)
-    )
-    return Codes(in_one_row(codes, ends), numbers, _slack(weight.shape[1], *lengths.amax(1)))
 
 
 def _part(weight: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

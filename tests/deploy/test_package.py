@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._sympy.numbers import int_oo
 
 import exprune_fx as ex
+from exprune_fx.deploy.aot_package import batch_left_open
 from exprune_fx.graph import python_text
 from exprune_fx.ops import native
 from tests.deploy.models import staged_opt_layer
@@ -58,6 +64,30 @@ def test_an_opt_layer(tmp_path: Path) -> None:
     graph, hidden = staged_opt_layer(lower=True)
     assert "exprune.staged_ffn" in python_text(graph)
     check(graph, [hidden[:1, :1], hidden, hidden[:2, :5].contiguous()], tmp_path)
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["as torch 2.13 asks", "as torch 2.11 asks"])
+def test_nothing_is_assumed_of_a_batch(by_name: bool) -> None:
+    """Else torch asks whether it has 16 examples, and the answer for the example becomes a bound."""
+
+    image, weight = torch.ones(4, 3, 8, 8), torch.ones(8, 3, 3, 3)
+    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    settings = dict(zip(names, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1), strict=True))
+    only_the_batch: Any = StatelessSymbolicContext([DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3])
+
+    def most_examples() -> object:
+        env = ShapeEnv()
+        with FakeTensorMode(shape_env=env, static_shapes=False) as mode:
+            x = mode.from_tensor(image, source=ConstantSource("image"), symbolic_context=only_the_batch)
+            w = mode.from_tensor(weight, static_shapes=True)
+            select = torch._C._select_conv_backend
+            _ = select(input=x, weight=w, bias=None, **settings) if by_name else select(x, w, bias=None, **settings)
+        batch: Any = x.shape[0]
+        return env.bound_sympy(batch.node.expr).upper
+
+    assert most_examples() == 15
+    with batch_left_open():
+        assert most_examples() == int_oo
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

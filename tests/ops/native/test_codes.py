@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exprune_fx.errors import KernelError
 from exprune_fx.ops import codes, native
-from exprune_fx.ops.codes import Codes, blocks_of, code_ends, codes_of
+from exprune_fx.ops.codes import Codes, blocks_of, code_ends
 from exprune_fx.ops.native.fake_site import SQUARES
 from tests.ops.native import cases
 from tests.ops.native.cases import Arguments, Linear
@@ -42,7 +42,7 @@ def named(operator: str, arguments: Arguments) -> dict[str, Any]:
 def codes_for(given: dict[str, Any]) -> Codes:
     by_codes = given["down"] is None and given["guard"] not in SQUARES
     stages = [stage * given["block"] for stage in given["stages"]] if by_codes else []
-    return codes_of(given["weight"], code_ends(given["weight"].shape[1], stages))
+    return Codes.of(given["weight"], code_ends(given["weight"].shape[1], stages))
 
 
 def both(operator: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def test_codes_and_their_norms_bound_every_product(out: int, features: int, seed
     weight = torch.randn(out, features, generator=generator) * torch.rand(out, 1, generator=generator).exp()
     x = torch.randn(features, generator=generator).double()
     ends = code_ends(features, [features // 3] if features >= 3 else [])
-    made = codes_of(weight, ends)
+    made = Codes.of(weight, ends)
     starts = [0, *ends[:-1]]
     segments, at = [], 0
     for start, end in zip(starts, ends, strict=True):
@@ -147,9 +147,9 @@ def test_codes_and_their_norms_bound_every_product(out: int, features: int, seed
 def test_codes_do_not_depend_on_how_many_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(37, 300)
     weight[5, 3], weight[7] = torch.inf, 0.0
-    whole = codes_of(weight, [40, 300])
+    whole = Codes.of(weight, [40, 300])
     monkeypatch.setattr(codes, "_NUMBERS_AT_ONCE", 3000)
-    for one, other in zip(vars(whole).values(), vars(codes_of(weight, [40, 300])).values(), strict=True):
+    for one, other in zip(vars(whole).values(), vars(Codes.of(weight, [40, 300])).values(), strict=True):
         assert torch.equal(one, other)
 
 

@@ -18,19 +18,6 @@ EXPRUNE_INLINE int64_t group_of(int64_t hidden_size) {
   return wanted < kLeastGroup ? kLeastGroup : wanted < kMostGroup ? wanted : kMostGroup;
 }
 
-// The hidden units of one row that are not zero, from `first` to `last`.
-template <class T>
-EXPRUNE_INLINE int nonzero(const T* hidden, int64_t first, int64_t last, int32_t* list, float* values) {
-  int count = 0;
-  for (int64_t j = first; j < last; ++j) {
-    const float value = widen(hidden[j]);
-    list[count] = static_cast<int32_t>(j);
-    values[count] = value;
-    count += value != 0.0f;  // NaN counts
-  }
-  return count;
-}
-
 // sum[0:columns] += N rows, each times its value; `next` are asked for meanwhile.
 template <int N, class Row>
 static inline void add_some_rows(const Row* row, const Row* next, const float* values, int64_t columns, float* sum) {
@@ -85,13 +72,25 @@ struct Units {
   int count = 0;
   int32_t list[kUnits];
   float values[kUnits];
+
+  // Those from `first` to `last`.
+  template <class T>
+  EXPRUNE_INLINE_METHOD void find(const T* hidden, int64_t first, int64_t last) {
+    int found = 0;
+    for (int64_t j = first; j < last; ++j) {
+      const float value = widen(hidden[j]);
+      list[found] = static_cast<int32_t>(j);
+      values[found] = value;
+      found += value != 0.0f;  // NaN counts
+    }
+    count = found;
+  }
 };
 
 // Fills in units first .. last of one row.
 template <class T>
 static inline void find_units(const SecondLayer& layer, int64_t row, int64_t first, int64_t last, Units& units) {
-  const T* hidden = static_cast<const T*>(layer.hidden) + row * layer.hidden_size;
-  units.count = nonzero(hidden, first, last, units.list, units.values);
+  units.find(static_cast<const T*>(layer.hidden) + row * layer.hidden_size, first, last);
   if (!layer.rest) return;
   for (int n = 0; n < units.count; ++n) units.values[n] *= layer.scales[units.list[n]] * kSplitUnit;
 }
@@ -155,17 +154,17 @@ static inline void second_columns(const SecondLayer& layer, int64_t first, int64
 // Units first .. last of one row, at most kUnits: multiplied by their dot products with the input, where they are not zero.
 template <class T>
 static inline void value_units(const ValueBranch& branch, int64_t row, int64_t first, int64_t last) {
-  int32_t list[kUnits];
-  float gates[kUnits];
   T* hidden = static_cast<T*>(branch.hidden) + row * branch.hidden_size;
-  const int alive = nonzero(hidden, first, last, list, gates);
-  for (int at = 0; at < alive; at += W) {
-    const int count = alive - at < W ? alive - at : W;
+  Units gates;
+  gates.find(hidden, first, last);
+  for (int at = 0; at < gates.count; at += W) {
+    const int count = gates.count - at < W ? gates.count - at : W;
+    const int32_t* list = gates.list + at;
     Vec total = zero();
     for (const Plane* plane = branch.input.planes; plane != branch.input.planes + branch.input.plane_count; ++plane) {
       const T* rows[W];
       for (int j = 0; j < count; ++j) {
-        rows[j] = static_cast<const T*>(branch.weight.data) + list[at + j] * branch.weight.stride + plane->first;
+        rows[j] = static_cast<const T*>(branch.weight.data) + list[j] * branch.weight.stride + plane->first;
       }
       const float* field = branch.input.data + plane->offset + row * plane->pitch;
       total = total + dots(count, field, rows, plane->last - plane->first);
@@ -173,9 +172,9 @@ static inline void value_units(const ValueBranch& branch, int64_t row, int64_t f
     float numbers[W];
     store(numbers, total);
     for (int j = 0; j < count; ++j) {
-      const float value = numbers[j] + (branch.bias ? branch.bias[list[at + j]] : 0.0f);
+      const float value = numbers[j] + (branch.bias ? branch.bias[list[j]] : 0.0f);
       // Rounded before the product, as the layer's own result would be.
-      hidden[list[at + j]] = narrow<T>(gates[at + j] * widen(narrow<T>(value)));
+      hidden[list[j]] = narrow<T>(gates.values[at + j] * widen(narrow<T>(value)));
     }
   }
 }
