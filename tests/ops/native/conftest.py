@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from exprune_fx.ops import native
 
-settings.register_profile("sanitized", max_examples=15, deadline=None, database=None)
+settings.register_profile("few", max_examples=15, deadline=None, database=None)
 
 
 @pytest.fixture(params=("portable", "avx2", "avx512"))

@@ -56,6 +56,12 @@ EXPRUNE_INLINE Ints byte_dots(Ints s, Ints u, Ints c) {
 }
 #endif
 
+#ifdef __AVX512F__
+constexpr bool kAssembled = true;
+#else
+constexpr bool kAssembled = false;  // tests emulate the other instructions of AVX-512
+#endif
+
 // The same with four codes for all lanes (`quarters`: sixteen codes, four for every fourth lane), in one instruction where
 // the processor has it. (As text for the assembler: what the compiler may use is said of whole units, and processors with
 // and without it share this one.)
@@ -64,11 +70,14 @@ EXPRUNE_INLINE Ints byte_dots(Ints s, Ints u, const int32_t* codes) {
 #if EXPRUNE_ISA == 5
   if constexpr (quarters) {
     const Ints c = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-    if constexpr (!vnni) return byte_dots(s, u, c);
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(c));
-    return s;
+    if constexpr (vnni && kAssembled) {
+      __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(c));
+      return s;
+    } else {
+      return byte_dots(s, u, c);
+    }
   }
-  if constexpr (vnni) {
+  if constexpr (vnni && kAssembled) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s) : "v"(u), "m"(*codes));
     return s;
   }
