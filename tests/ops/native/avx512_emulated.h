@@ -83,9 +83,13 @@ EMULATED __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
 }
 EMULATED __m512 sqrt_ps(__m512 a) { return joined(_mm256_sqrt_ps(half(a, 0)), _mm256_sqrt_ps(half(a, 1))); }
 EMULATED __m512 abs_ps(__m512 a) { return as<__m512>(as<Ints>(a) & 0x7fffffff); }
-EMULATED uint16_t cmp_ps_mask(__m512 a, __m512 b, int) {  // less, ordered
+EMULATED uint16_t cmp_ps_mask(__m512 a, __m512 b, int how) {
+  if (how != _CMP_LT_OQ && how != _CMP_NEQ_UQ) __builtin_trap();
   uint16_t bits = 0;
-  for (int i = 0; i < 16; ++i) bits = static_cast<uint16_t>(bits | (a[i] < b[i]) << i);
+  for (int i = 0; i < 16; ++i) {
+    const bool set = how == _CMP_LT_OQ ? a[i] < b[i] : a[i] != b[i];
+    bits = static_cast<uint16_t>(bits | set << i);
+  }
   return bits;
 }
 EMULATED __m256 extractf32x8_ps(__m512 a, int which) { return half(a, which); }

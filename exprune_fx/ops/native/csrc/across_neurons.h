@@ -114,7 +114,7 @@ static inline void add_segment_in_memory(const RowsT& rows_of, const Site& site,
       add_run_asking(field + run.input, rows, next, run.weight, run.length, s);
       total = total + rows_of.worth(four_sums(s), neurons);
     }
-    store_first(partial + at, total, kInMemory);
+    store(partial + at, total);  // the other lanes have what they had
   }
 }
 

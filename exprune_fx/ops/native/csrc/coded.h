@@ -51,7 +51,7 @@ EXPRUNE_INLINE void measure(const float* x, int64_t length, float& squares, floa
     EXPRUNE_UNROLLED for (int v = 0; v < 2; ++v) {
       const int64_t rest = length - i - v * W;
       if (rest <= 0) break;
-      const Vec a = rest >= W ? load(x + i + v * W) : load_first(x + i + v * W, static_cast<int>(rest));
+      const Vec a = load_some(x + i + v * W, rest < W ? static_cast<int>(rest) : W);
       sum[v] = fma(a, a, sum[v]);
       most[v] = larger(magnitude(a), most[v]);  // NaN is found in the sum
     }
@@ -111,8 +111,8 @@ struct CodedNeurons {
   CodedNeurons(const Site& of, const CodedInput& at, int64_t from, int64_t to)
       : site(of), input(at), first(from), last(to) {
     each([&](int64_t j, const float* numbers, int n) EXPRUNE_LAMBDA {
-      store_first(error + j, all(input.facts[1]), n);
-      store_first(unit + j, load_first(numbers, n) * all(input.facts[0]), n);
+      store_some(error + j, all(input.facts[1]), n);
+      store_some(unit + j, load_some(numbers, n) * all(input.facts[0]), n);
     });
   }
 
@@ -128,11 +128,11 @@ struct CodedNeurons {
   EXPRUNE_INLINE_METHOD void widen_error(int64_t segment) {
     const int64_t begin = blocks_before(segment), end = blocks_before(segment + 1);
     each([&](int64_t j, const float* numbers, int n) EXPRUNE_LAMBDA {
-      Vec sum_of = load_first(error + j, n);
+      Vec sum_of = load_some(error + j, n);
       for (int64_t b = begin; b < end; ++b) {
-        sum_of = fma(load_first(numbers + (1 + b) * site.outputs, n), all(input.facts[2 + b]), sum_of);
+        sum_of = fma(load_some(numbers + (1 + b) * site.outputs, n), all(input.facts[2 + b]), sum_of);
       }
-      store_first(error + j, sum_of, n);
+      store_some(error + j, sum_of, n);
     });
   }
 
@@ -253,12 +253,21 @@ static inline int positive_by_codes(CodedNeurons& coded, const Pixel& pixel, int
   return next;
 }
 
+// Asks for what is known of each neuron: many short arrays, of which every one would be waited for.
+EXPRUNE_INLINE void ask_for_numbers(const Site& site, const CodedLayout& layout, int64_t first, int64_t last) {
+  const int64_t count = last - first;
+  for (int64_t row = 0; row <= layout.blocks; ++row) ask_for(site.codes.numbers + row * site.outputs + first, count);
+  if (site.bias) ask_for(site.bias + first, count);
+  if (site.guard.limits) ask_for(site.guard.limits + first, count);
+}
+
 // neurons_at, with codes: it is left with those that these prove neither stopped nor zero.
 template <class T>
 static inline void coded_neurons_at(const Site& site, const Pixel& pixel, int64_t first, int64_t last) {
   const CodedLayout layout(site.codes);
   const CodedInput input = layout.at(site.codes, pixel.index);
   if (input.facts[0] != input.facts[0]) return neurons_at<T>(site, pixel, first, last);
+  ask_for_numbers(site, layout, first, last);
   CodedNeurons coded(site, input, first, last);
   int32_t list[kNeurons + W];
   float partial[kNeurons + W] = {};

@@ -28,14 +28,15 @@ EXPRUNE_INLINE Place window_of(const Site& site, int64_t index) {
 }
 
 // What a neuron must have at each pixel to go on: its threshold, and no less than a margin below the largest of the
-// window. `known` and `limits` are [members, windows]; W numbers behind their end may be read.
+// window. `known` and `limits` are [members, windows]; W numbers behind their end may be read, and written.
 EXPRUNE_INLINE void rival_limits(const float* known, int count, int windows, Vec threshold, Vec margin, float* limits) {
   for (int at = 0; at < windows; at += W) {
     Vec largest = load(known + at);
     for (int member = at + windows; member < count; member += windows) largest = larger(largest, load(known + member));
-    const Vec limit = larger(threshold, largest - margin);
-    const int lanes = windows - at < W ? windows - at : W;
-    for (int member = at; member < count; member += windows) store_first(limits + member, limit, lanes);
+    store(limits + at, larger(threshold, largest - margin));
+  }
+  for (int member = windows; member < count; member += windows) {  // in order: each row mends what the last one spilt
+    for (int at = 0; at < windows; at += W) store(limits + member + at, load(limits + at));
   }
 }
 

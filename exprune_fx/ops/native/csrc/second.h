@@ -70,20 +70,20 @@ static inline void add_rows(Row weight, int64_t stride, const int32_t* list, con
 // The units of a row of hidden ones that are not zero: at most kUnits, in order.
 struct Units {
   int count = 0;
-  int32_t list[kUnits];
-  float values[kUnits];
+  int32_t list[kUnits + W];
+  float values[kUnits + W];
 
   // Those from `first` to `last`.
   template <class T>
   EXPRUNE_INLINE_METHOD void find(const T* hidden, int64_t first, int64_t last) {
-    int found = 0;
-    for (int64_t j = first; j < last; ++j) {
-      const float value = widen(hidden[j]);
-      list[found] = static_cast<int32_t>(j);
-      values[found] = value;
-      found += value != 0.0f;  // NaN counts
+    count = 0;
+    for (int64_t j = first; j < last; j += W) {
+      const Vec value = load_some(hidden + j, last - j < W ? static_cast<int>(last - j) : W);
+      const uint32_t bits = nonzero(value);
+      compress_places(list + count, static_cast<int32_t>(j), bits);
+      compress(values + count, value, bits);
+      count += __builtin_popcount(bits);
     }
-    count = found;
   }
 };
 

@@ -136,6 +136,11 @@ EXPRUNE_INLINE void ask_for(const T* numbers, int64_t count) {
   ask(numbers, count * static_cast<int64_t>(sizeof(T)));
 }
 
+// The first n of W numbers, where n is mostly W: what leaves out lanes takes many times longer.
+template <class T>
+EXPRUNE_INLINE Vec load_some(const T* p, int n) { return n == W ? load(p) : load_first(p, n); }
+EXPRUNE_INLINE void store_some(float* p, Vec v, int n) { n == W ? store(p, v) : store_first(p, v, n); }
+
 EXPRUNE_INLINE uint32_t lanes_below(int64_t n) { return (1u << (n < W ? n : W)) - 1u; }
 
 // Keeps the compiler from carrying what it read from memory over this point: pointers are cheaper to read again than

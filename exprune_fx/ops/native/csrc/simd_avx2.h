@@ -38,6 +38,10 @@ EXPRUNE_INLINE uint32_t less(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)));
 }
 
+EXPRUNE_INLINE uint32_t nonzero(Vec a) {  // NaN is not zero
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, zero(), _CMP_NEQ_UQ)));
+}
+
 EXPRUNE_INLINE Vec sums(const Vec* v) {
   const Vec ab = _mm256_hadd_ps(v[0], v[1]), cd = _mm256_hadd_ps(v[2], v[3]);
   const Vec ef = _mm256_hadd_ps(v[4], v[5]), gh = _mm256_hadd_ps(v[6], v[7]);
@@ -94,6 +98,12 @@ EXPRUNE_INLINE void compress(float* to, Vec v, uint32_t bits) {
 EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(v, lanes_set(bits)));
+}
+
+// Writes first + lane for every lane whose bit is set, lowest first; W numbers are written, the others of no meaning.
+EXPRUNE_INLINE void compress_places(int32_t* to, int32_t first, uint32_t bits) {
+  const __m256i places = _mm256_add_epi32(lanes_set(bits), _mm256_set1_epi32(first));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), places);
 }
 
 // from[list[j] - first] in lane j, and zero from lane n on.

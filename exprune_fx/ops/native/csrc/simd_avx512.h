@@ -34,6 +34,8 @@ EXPRUNE_INLINE Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 EXPRUNE_INLINE Vec magnitude(Vec a) { return _mm512_abs_ps(a); }
 EXPRUNE_INLINE uint32_t less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 
+EXPRUNE_INLINE uint32_t nonzero(Vec a) { return _mm512_cmp_ps_mask(a, zero(), _CMP_NEQ_UQ); }  // NaN is not zero
+
 EXPRUNE_INLINE __m128 sums_of_four(const Vec* v) {
   const auto halves = [&](int j) EXPRUNE_LAMBDA {
     return _mm256_add_ps(_mm512_castps512_ps256(v[j]), _mm512_extractf32x8_ps(v[j], 1));
@@ -83,6 +85,13 @@ EXPRUNE_INLINE void compress(float* to, Vec v, uint32_t bits) {
 }
 EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), _mm512_loadu_si512(from)));
+}
+
+// Writes first + lane for every lane whose bit is set, lowest first; W numbers are written, the others of no meaning.
+EXPRUNE_INLINE void compress_places(int32_t* to, int32_t first, uint32_t bits) {
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), places));
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

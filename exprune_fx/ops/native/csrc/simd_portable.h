@@ -36,6 +36,11 @@ EXPRUNE_INLINE uint32_t less(Vec a, Vec b) {
   for (int j = 0; j < W; ++j) bits |= static_cast<uint32_t>(a[j] < b[j]) << j;
   return bits;
 }
+EXPRUNE_INLINE uint32_t nonzero(Vec a) {  // NaN is not zero
+  uint32_t bits = 0;
+  for (int j = 0; j < W; ++j) bits |= static_cast<uint32_t>(a[j] != 0.0f) << j;
+  return bits;
+}
 EXPRUNE_INLINE Vec sums(const Vec* v) {
   Vec total;
   for (int j = 0; j < W; ++j) total[j] = (v[j][0] + v[j][2]) + (v[j][1] + v[j][3]);
@@ -65,6 +70,10 @@ EXPRUNE_INLINE void compress(int32_t* to, const int32_t* from, uint32_t bits) {
     *to = lanes[j];
     to += (bits >> j) & 1u;
   }
+}
+EXPRUNE_INLINE void compress_places(int32_t* to, int32_t first, uint32_t bits) {
+  const int32_t places[W] = {first, first + 1, first + 2, first + 3};
+  compress(to, places, bits);
 }
 
 }  // namespace EXPRUNE_ISA_NAMESPACE

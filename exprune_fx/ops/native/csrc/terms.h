@@ -32,7 +32,7 @@ static inline void terms_of(const Site& site, const Segment& segment, int64_t ce
       for (int32_t r = begin; r < end; ++r) {
         const float* x = field + chunk->runs[r].input + i;
         const T* w = row + chunk->runs[r].weight + i;
-        term = count == W ? fma(load(x), load(w), term) : fma(load_first(x, count), load_first(w, count), term);
+        term = fma(load_some(x, count), load_some(w, count), term);
       }
       sum = sum + term;
       squares = fma(term, term, squares);
