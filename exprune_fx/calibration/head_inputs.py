@@ -32,7 +32,7 @@ class HeadRows:
 
     @staticmethod
     def collect(gm: fx.GraphModule, heads: Sequence[PredictionHead], batches: Batches) -> HeadRows:
-        """The first `MOST_ROWS` rows of each batch, and of these as many, spread over all batches.
+        """At most `MOST_ROWS` rows of each head, spread over all batches.
 
         Args:
             gm: the normalised graph.

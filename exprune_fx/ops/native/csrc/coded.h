@@ -51,7 +51,7 @@ EXPRUNE_INLINE void measure(const float* x, int64_t length, float& squares, floa
     EXPRUNE_UNROLLED for (int v = 0; v < 2; ++v) {
       const int64_t rest = length - i - v * W;
       if (rest <= 0) break;
-      const Vec a = load_some(x + i + v * W, rest < W ? static_cast<int>(rest) : W);
+      const Vec a = load_some(x + i + v * W, rest);
       sum[v] = fma(a, a, sum[v]);
       most[v] = larger(magnitude(a), most[v]);  // NaN is found in the sum
     }

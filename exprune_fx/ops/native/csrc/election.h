@@ -184,8 +184,8 @@ static inline void estimate_all(const Election& e, Voter& voter, int64_t first, 
   Vec best = all(-__builtin_inff());
   for (int64_t j = 0; j < count; j += W) {
     const int64_t n = count - j < W ? count - j : W;
-    const Vec scale = load_some(e.numbers + first + j, static_cast<int>(n));
-    const Vec shift = load_some(e.numbers + e.classes + first + j, static_cast<int>(n));
+    const Vec scale = load_some(e.numbers + first + j, n);
+    const Vec shift = load_some(e.numbers + e.classes + first + j, n);
     const Vec estimate = floats(sums + j) * (all(voter.tick) * scale) + (shift + all(voter.common));
     store(voter.estimate + first + j, estimate);  // up to W - 1 more are written: the next piece's, or padding
     if (n == W) best = larger(best, estimate);

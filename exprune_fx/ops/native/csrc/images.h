@@ -175,7 +175,7 @@ void squares_piece(const void* context, int64_t row) {
         const float* field = image.data + plane.offset + x * plane.pitch;
         const int64_t channels = plane.last - plane.first;
         for (int64_t c = 0; c < channels; c += W) {
-          const Vec v = load_some(field + c, channels - c < W ? static_cast<int>(channels - c) : W);
+          const Vec v = load_some(field + c, channels - c);
           sum[0] = fma(v, v, sum[0]);
         }
       });

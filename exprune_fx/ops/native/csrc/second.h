@@ -78,7 +78,7 @@ struct Units {
   EXPRUNE_INLINE_METHOD void find(const T* hidden, int64_t first, int64_t last) {
     count = 0;
     for (int64_t j = first; j < last; j += W) {
-      const Vec value = load_some(hidden + j, last - j < W ? static_cast<int>(last - j) : W);
+      const Vec value = load_some(hidden + j, last - j);
       const uint32_t bits = nonzero(value);
       compress_places(list + count, static_cast<int32_t>(j), bits);
       compress(values + count, value, bits);

@@ -136,10 +136,14 @@ EXPRUNE_INLINE void ask_for(const T* numbers, int64_t count) {
   ask(numbers, count * static_cast<int64_t>(sizeof(T)));
 }
 
-// The first n of W numbers, where n is mostly W: what leaves out lanes takes many times longer.
+// W numbers, or as many as are left: to leave out lanes takes many times longer, where that is not needed.
 template <class T>
-EXPRUNE_INLINE Vec load_some(const T* p, int n) { return n == W ? load(p) : load_first(p, n); }
-EXPRUNE_INLINE void store_some(float* p, Vec v, int n) { n == W ? store(p, v) : store_first(p, v, n); }
+EXPRUNE_INLINE Vec load_some(const T* p, int64_t left) {
+  return left >= W ? load(p) : load_first(p, static_cast<int>(left));
+}
+EXPRUNE_INLINE void store_some(float* p, Vec v, int64_t left) {
+  left >= W ? store(p, v) : store_first(p, v, static_cast<int>(left));
+}
 
 EXPRUNE_INLINE uint32_t lanes_below(int64_t n) { return (1u << (n < W ? n : W)) - 1u; }
 

@@ -44,7 +44,7 @@ static inline void range_piece(const void* context, int64_t row) {
   Vec least = zero(), most = zero(), wrong = zero();
   each_inside(t, row, [&](const float* from, int64_t count, int64_t, int64_t) EXPRUNE_LAMBDA {
     for (int64_t i = 0; i < count; i += W) {
-      const Vec v = load_some(from + i, count - i < W ? static_cast<int>(count - i) : W);
+      const Vec v = load_some(from + i, count - i);
       least = smaller(v, least);
       most = larger(v, most);
       wrong = fma(v, zero(), wrong);
