@@ -18,7 +18,7 @@ from exprune_fx.staging.arguments import arguments_of, in_order
 aten = torch.ops.aten
 exprune = torch.ops.exprune
 
-LARGE_BYTES = 2**20  # what is smaller stays in a cache from one call to the next
+LARGE_BYTES = 2**19  # what is smaller stays in a cache from one call to the next
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class PackWeightsPass:
     weight is stored by its columns. A tensor that has its layout already is not copied, one that several nodes read is
     copied once; where two fused operators want one weight in two layouts, the later one gets a tensor of its own.
 
-    The columns that the first stage of a large linear weight reads are stored once more in rows of their own: read in
-    one stream, they cost half as much as short pieces of long rows. Not where the site has codes: these are such rows.
+    The columns (channels) that the first stage of a large weight reads are stored once more in rows of their own: read
+    in one stream, they cost half as much as short pieces of long rows. Not where the site has codes: these are such
+    rows.
 
     Requires: the fused operators registered.
     Ensures: the same values; no tensor of the given graph is written to.
@@ -140,8 +141,7 @@ def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], m
 
 def _wants_head(node: fx.Node) -> bool:
     """A prefix head over a weight that comes from memory and has no codes, of a rule that needs no squared terms."""
-    linear = (exprune.staged_linear_relu, exprune.staged_ffn, exprune.staged_gated_ffn)
-    if not is_call(node, *(operator.default for operator in linear)):
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name not in _WANTED:
         return False
     given = arguments_of(node)
     weight: Tensor = given["weight"].meta["val"]
@@ -154,7 +154,8 @@ def _pack_head(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
     given = arguments_of(node)
     name = str(given["weight"].target)
     weight = tensor_at(gm, name).detach()
-    head = weight[:, : given["stages"][0] * given["block"]].contiguous()
+    order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+    head = weight[:, : given["stages"][0] * given.get("block", 1)].contiguous(memory_format=order)
     source = set_tensor(gm, fresh_name(gm, f"exprune.{name.replace('.', '_')}.head"), head)
     assert isinstance(node.target, torch._ops.OpOverload)
     set_args(node, in_order(node.target, {**given, "up": source}), made_by=made_by)

@@ -159,6 +159,18 @@ def test_a_model_that_is_channels_last_already_is_not_copied() -> None:
     assert not PackWeightsPass()(fused(gm)).changed
 
 
+class _WideConvolution(nn.Module):
+    """Its second weight has 1.1 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 128, 3), nn.Conv2d(128, 256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x).relu()).relu()
+        return y
+
+
 class _Wide(nn.Module):
     """A first weight of 2 MiB."""
 
@@ -183,6 +195,29 @@ def test_the_first_columns_of_a_large_weight_get_rows_of_their_own() -> None:
     assert not PackWeightsPass()(result.graph_module).changed
     with torch.no_grad():
         assert torch.equal(result.graph_module(x), before(x)), "another place to read the same numbers"
+
+
+def test_the_first_channels_of_a_large_convolution_get_rows_of_their_own() -> None:
+    gm, x = captured(randomised(_WideConvolution()), 3, 8, 8)
+    before = LowerSitesPass()(staged(gm, Calibrated(0.1), count=2)).graph_module
+    after = PackWeightsPass()(before).graph_module
+    packed = {name: value for name, value in tensors(after).items() if name.endswith(".head")}
+    (call,) = (n for n in after.graph.nodes if any(str(a) == "exprune_second_weight_head" for a in n.args))
+    first = next(value for value in call.args if isinstance(value, list))[0]
+    assert list(packed) == ["exprune.second_weight.head"], "the first weight is small"
+    head = packed["exprune.second_weight.head"]
+    assert torch.equal(head, gm.second.weight[:, :first].detach())  # type: ignore[union-attr, index]
+    assert head.is_contiguous(memory_format=torch.channels_last)
+    assert not PackWeightsPass()(after).changed
+    with torch.no_grad():
+        torch.testing.assert_close(after(x), before(x), rtol=1e-5, atol=1e-5)  # channels-last: another order of sums
+
+
+@pytest.mark.parametrize("principal", [False, True])
+def test_only_a_prefix_head_is_packed(principal: bool) -> None:
+    gm, _ = captured(randomised(_WideConvolution()), 3, 8, 8)
+    before = LowerSitesPass()(staged(gm, Calibrated(0.1), count=1, principal=principal, coded=not principal)).graph_module
+    assert not any(name.endswith(".head") for name in tensors(PackWeightsPass()(before).graph_module))
 
 
 def test_a_rule_that_reads_squares_gets_no_packed_head() -> None:

@@ -121,12 +121,12 @@ class Site:
         self.tensor("up", self.up, [out, rank, *self.weight.shape[2:]])
 
     def _check_packed_head(self) -> None:
-        """Up without down: the first stage's columns of a linear weight once more, in rows of their own."""
+        """Up without down: the first stage's columns (channels) of the weight once more, in rows of their own."""
         if self.up is None:
             return
-        reads_it = self.weight.dim() == 2 and bool(self.stages) and self.guard not in SQUARES
-        self.require(reads_it, f"up without down, guard {self.guard!r}", "a prefix of a linear layer may be packed")
-        self.tensor("up", self.up, [self.weight.shape[0], self.stages[0] * self.block])
+        reads_it = bool(self.stages) and self.guard not in SQUARES
+        self.require(reads_it, f"up without down, guard {self.guard!r}", "a prefix may be packed")
+        self.tensor("up", self.up, [self.weight.shape[0], self.stages[0] * self.block, *self.weight.shape[2:]])
 
     def _check_limits(self) -> None:
         out, tests = self.weight.shape[0], len(self.stages)

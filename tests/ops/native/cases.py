@@ -165,8 +165,9 @@ class _Maker:
             up = heads.principal_up(weight, down.t())
             if up.dim() == 4 and site.packed:
                 up = up.contiguous(memory_format=torch.channels_last)
-        elif isinstance(site, Linear) and site.packed and site.seed % 2 and site.stages and site.guard not in SQUARES:
-            up = weight[:, : site.stages[0] * block].contiguous()
+        elif site.packed and site.seed % 2 and site.stages and site.guard not in SQUARES:
+            order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+            up = weight[:, : site.stages[0] * block].contiguous(memory_format=order)
         tests = len(site.stages)
         if site.guard == "calibrated":
             return down, up, torch.randn(tests, site.out, generator=self._generator) * 0.5 - 0.2

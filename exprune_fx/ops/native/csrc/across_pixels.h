@@ -17,6 +17,7 @@ constexpr int kPixelVectors = W == 16 ? 4 : 2;  // of the register tile of a hea
 constexpr int kLaneTile = kPixelVectors * W;
 constexpr int kMostNeurons = 96;  // of a piece of work
 constexpr int kAhead = 2;         // neurons
+constexpr int kTapsAhead = 512;   // numbers, about one tap: whole rows would drive the input out of the innermost cache
 
 // What goes on of one neuron: positions in the tile, and what was summed up at each.
 struct Alive {
@@ -203,7 +204,8 @@ static inline void add_segment(Tile& tile, const Segment& segment, bool head, in
       if (alive.count == 0) continue;
       // Large weights come from memory, and the rows lie apart by more than the hardware looks ahead.
       const bool asks = site.large && n + kAhead < last && tile.alive[n + kAhead].count;
-      const int64_t neuron = tile.first_neuron + n, ahead = asks ? kAhead * weight.stride : 0;
+      const int64_t neuron = tile.first_neuron + n;
+      const int64_t ahead = site.by_taps ? kTapsAhead : asks ? kAhead * weight.stride : 0;
       const auto add = [&](auto row, float worth) EXPRUNE_LAMBDA {
         if (site.by_taps) return add_chunk_by_taps(tile, chunk, data, row, worth, ahead, alive);
         add_chunk(tile, chunk, data, row, worth, ahead, alive);

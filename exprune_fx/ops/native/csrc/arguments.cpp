@@ -114,7 +114,7 @@ void add_segments(Built& built) {
       ends.push_back(static_cast<int64_t>(built.chunks.size()));
       ++stage;
     }
-    add(site.input, plane, built.weight);
+    add(site.input, plane, stage == 0 && site.packed_head ? built.up : built.weight);
   }
   while (static_cast<int64_t>(ends.size()) < site.stages + 1) ends.push_back(static_cast<int64_t>(built.chunks.size()));
   for (size_t c = 0; c < built.chunks.size(); ++c) {
@@ -372,10 +372,11 @@ void build(Built& built, const Source& source, const Geometry& geometry, const T
     make_head_input(built, row_major(*head.down));
   }
   if (site.packed_head) {
-    STD_TORCH_CHECK(is_linear(geometry) && site.stages > 0 && !squares && head.up->dim() == 2 &&
-                        head.up->size(0) == site.outputs && head.up->size(1) == head.stages[0] * block &&
+    STD_TORCH_CHECK(site.stages > 0 && !squares && head.up->dim() == weight.dim() && head.up->size(0) == site.outputs &&
+                        head.up->size(1) == head.stages[0] * block &&
+                        numel(*head.up) == site.outputs * head.stages[0] * block * taps &&
                         dtype_of(*head.up, "up") == site.dtype,
-                    "exprune: up without down must be the first stage's columns of a linear weight");
+                    "exprune: up without down must be the first stage's columns (channels) of the weight");
     built.up = weight_of(*head.up);
     site.head_weight = {built.up.data, built.up.output_stride};
   }
