@@ -29,6 +29,8 @@ void widen_numbers(const void* from, int64_t count, float* to) {
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
 constexpr int64_t kCodedChunk = 64;  // neurons: the first of them have no others' tails to come in meanwhile
 constexpr int64_t kPiecesAThread = 4;  // of a site over few pixels
+constexpr int64_t kLeastRows = 16;     // whole cache lines of results
+constexpr int64_t kRowsNumbers = 16 * 4608;  // of the rows of such a piece: measured, half a second cache
 constexpr int64_t kChunk = W == 16 ? 48 : 32;  // neurons: whole cache lines of results
 constexpr int64_t kChunkNumbers = W == 16 ? 9500 : 18000;  // measured: rows overlap, and short vectors gain by long runs
 
@@ -133,6 +135,14 @@ int64_t neurons_of_a_piece(int64_t outputs, int64_t group, const Host& host) {
   return wanted < kNeurons ? wanted : kNeurons / group * group;
 }
 
+// The same where several pixels read whole rows of weights: so few that the second pixel finds them in a cache.
+int64_t neurons_that_stay(const Site& site, const Host& host) {
+  const int64_t neurons = neurons_of_a_piece(site.outputs, kLeastGroup, host);
+  if (site.pixels == 1 || site.codes.data) return neurons;
+  const int64_t fit = kRowsNumbers / site.weight.stride / kLeastRows * kLeastRows;
+  return fit < kLeastRows ? kLeastRows : fit < neurons ? fit : neurons;
+}
+
 void few_pixels_piece(const void* context, int64_t index) {
   const Cut& cut = *static_cast<const Cut*>(context);
   const Site& site = *cut.site;
@@ -161,7 +171,7 @@ void site(const Site& site, const Host& host) {
   if (site.pixels == 0 || site.outputs == 0) return;
   if (site.few_pixels) {
     const Site with = encoded(site, host);
-    const int64_t neurons = neurons_of_a_piece(site.outputs, kLeastGroup, host);
+    const int64_t neurons = neurons_that_stay(with, host);
     const Cut cut{&with, 0, 0, 1, neurons, divide_up(site.outputs, neurons), 0, 0, 0, nullptr};
     return host.parallel(cut.chunks, few_pixels_piece, &cut);
   }
