@@ -216,7 +216,9 @@ def test_the_first_channels_of_a_large_convolution_get_rows_of_their_own() -> No
 @pytest.mark.parametrize("principal", [False, True])
 def test_only_a_prefix_head_is_packed(principal: bool) -> None:
     gm, _ = captured(randomised(_WideConvolution()), 3, 8, 8)
-    before = LowerSitesPass()(staged(gm, Calibrated(0.1), count=1, principal=principal, coded=not principal)).graph_module
+    before = LowerSitesPass()(
+        staged(gm, Calibrated(0.1), count=1, principal=principal, coded=not principal)
+    ).graph_module
     assert not any(name.endswith(".head") for name in tensors(PackWeightsPass()(before).graph_module))
 
 
