@@ -139,8 +139,9 @@ int64_t neurons_of_a_piece(int64_t outputs, int64_t group, const Host& host) {
 int64_t neurons_that_stay(const Site& site, const Host& host) {
   const int64_t neurons = neurons_of_a_piece(site.outputs, kLeastGroup, host);
   if (site.pixels == 1 || site.codes.data) return neurons;
-  const int64_t fit = kRowsNumbers / site.weight.stride / kLeastRows * kLeastRows;
-  return fit < kLeastRows ? kLeastRows : fit < neurons ? fit : neurons;
+  const int64_t row = site.geometry.kernel_rows * site.geometry.kernel_columns * site.input.channels;
+  const int64_t fit = divide_up(kRowsNumbers, kLeastRows * row + 1) * kLeastRows;
+  return fit < neurons ? fit : neurons;
 }
 
 void few_pixels_piece(const void* context, int64_t index) {
