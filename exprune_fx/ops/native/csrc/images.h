@@ -8,7 +8,8 @@ namespace exprune {
 namespace EXPRUNE_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kPixelsAPiece = 64;
+constexpr int64_t kPixelsAPiece = 64;  // at most
+constexpr int64_t kPiecesOfFewPixels = 16;  // wanted, so that threads share small images
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -72,6 +73,7 @@ struct DensePixels {
   float* to;
   int64_t pixels;
   bool few;  // pieces are neurons, not pixels
+  int64_t pixels_a_piece;
 };
 
 // A pixel's place in the padded images, which are alike.
@@ -138,8 +140,8 @@ void dense_piece(const void* context, int64_t index) {
     for (int64_t p = 0; p < d.pixels; ++p) dense_at<Number>(d, p, first, last);
     return;
   }
-  const int64_t end = (index + 1) * kPixelsAPiece, last = end < d.pixels ? end : d.pixels;
-  for (int64_t p = index * kPixelsAPiece; p < last; p += W) {
+  const int64_t end = (index + 1) * d.pixels_a_piece, last = end < d.pixels ? end : d.pixels;
+  for (int64_t p = index * d.pixels_a_piece; p < last; p += W) {
     dense_block<Number>(d, p, static_cast<int>(last - p < W ? last - p : W));
   }
 }
@@ -148,8 +150,10 @@ void dense_pixels(const Image& from, const Geometry& geometry, const Rows& rows,
                   const Image& layout, const Host& host) {
   const int64_t pixels = geometry.images * geometry.rows_in * geometry.columns_in;
   const bool few = pixels <= W;
-  const DensePixels d{&from, &layout, &geometry, &rows, to, pixels, few};
-  host.parallel(few ? divide_up(layout.channels, W) : divide_up(pixels, kPixelsAPiece), dense_piece, &d);
+  const int64_t share = pixels / (kPiecesOfFewPixels * W) * W + W;
+  const int64_t a_piece = share < kPixelsAPiece ? share : kPixelsAPiece;
+  const DensePixels d{&from, &layout, &geometry, &rows, to, pixels, few, a_piece};
+  host.parallel(few ? divide_up(layout.channels, W) : divide_up(pixels, a_piece), dense_piece, &d);
 }
 
 struct Norms {
