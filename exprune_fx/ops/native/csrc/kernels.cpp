@@ -29,8 +29,7 @@ void widen_numbers(const void* from, int64_t count, float* to) {
 constexpr int64_t kPieces = 16;     // wanted of a site, so that threads end together
 constexpr int64_t kCodedChunk = 64;  // neurons: the first of them have no others' tails to come in meanwhile
 constexpr int64_t kPiecesAThread = 4;  // of a site over few pixels
-constexpr int64_t kLeastRows = 16;     // whole cache lines of results
-constexpr int64_t kRowsNumbers = 16 * 4608;  // of the rows of such a piece: measured, half a second cache
+constexpr int64_t kLeastRows = 16, kRowsNumbers = 16 * 4608;  // of pieces that stay in a cache: half a second one
 constexpr int64_t kChunk = W == 16 ? 48 : 32;  // neurons: whole cache lines of results
 constexpr int64_t kChunkNumbers = W == 16 ? 9500 : 18000;  // measured: rows overlap, and short vectors gain by long runs
 
