@@ -110,8 +110,13 @@ def _is_parameter(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr"
 
 
+def _wanted(node: fx.Node) -> dict[str, layout.Layout]:
+    """By argument, the layouts that a fused operator wants; nothing for other nodes."""
+    return _WANTED.get(node.target._schema.name, {}) if isinstance(node.target, torch._ops.OpOverload) else {}
+
+
 def _fused_wishes(node: fx.Node) -> Iterator[_Wish]:
-    wanted = _WANTED.get(node.target._schema.name, {}) if isinstance(node.target, torch._ops.OpOverload) else {}
+    wanted = _wanted(node)
     given = arguments_of(node) if wanted else {}
     for index, (name, value) in enumerate(given.items()):
         if name in wanted and _is_parameter(value):
@@ -141,7 +146,7 @@ def _fulfil(gm: fx.GraphModule, wish: _Wish, packed: dict[str, layout.Layout], m
 
 def _wants_head(node: fx.Node) -> bool:
     """A prefix head over a weight that comes from memory and has no codes, of a rule that needs no squared terms."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name not in _WANTED:
+    if not _wanted(node):
         return False
     given = arguments_of(node)
     weight: Tensor = given["weight"].meta["val"]
@@ -153,9 +158,8 @@ def _wants_head(node: fx.Node) -> bool:
 def _pack_head(gm: fx.GraphModule, node: fx.Node, made_by: str) -> None:
     given = arguments_of(node)
     name = str(given["weight"].target)
-    weight = tensor_at(gm, name).detach()
-    order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
-    head = weight[:, : given["stages"][0] * given.get("block", 1)].contiguous(memory_format=order)
+    columns = tensor_at(gm, name)[:, : given["stages"][0] * given.get("block", 1)]
+    head = _wanted(node)["weight"].packed(columns)
     source = set_tensor(gm, fresh_name(gm, f"exprune.{name.replace('.', '_')}.head"), head)
     assert isinstance(node.target, torch._ops.OpOverload)
     set_args(node, in_order(node.target, {**given, "up": source}), made_by=made_by)
