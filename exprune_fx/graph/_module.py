@@ -32,6 +32,8 @@ class DialectModule(fx.GraphModule):
         # Where the profiler is to find code under its file's name, the code stays as it is.
         if direct != code.src and "_RecordFunctionFast" not in direct:
             type(self).forward = _forward_from_src(direct, {**code.globals, READER: attribute_of})
+        if "__call__" in vars(type(self)):  # fx's: it tells of errors in generated code, and costs a call microseconds
+            del type(self).__call__
         return code
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> fx.GraphModule:

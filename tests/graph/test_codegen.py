@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,19 @@ def test_every_call_reads_what_is_there_then(layers: tuple[nn.Module, fx.GraphMo
     assert not torch.equal(gm(X.double()), model(X.double()))
     gm.set_submodule("layers.0", model.get_submodule("layers.0"))
     assert torch.equal(gm(X.double()), model(X.double()))
+
+
+def test_it_is_called_as_any_module_is(layers: tuple[nn.Module, fx.GraphModule]) -> None:
+    model, gm = layers
+    seen: list[Tensor] = []
+    handle = gm.register_forward_hook(lambda module, args, out: seen.append(out))
+    gm.recompile()
+    assert torch.equal(gm(X), model(X))
+    assert type(gm).__call__ is nn.Module.__call__  # without fx's wrapper around it
+    assert len(seen) == 1
+    handle.remove()
+    assert torch.equal(copy.deepcopy(gm)(X), model(X))
+    assert len(seen) == 1
 
 
 def test_a_compiler_reads_attributes_as_written(layers: tuple[nn.Module, fx.GraphModule]) -> None:
