@@ -49,14 +49,16 @@ class Windows:
         """From [N, out, H, W] each; who has ``stopped`` before is nobody's rival."""
         gone = torch.zeros_like(known, dtype=torch.bool) if stopped is None else stopped
         heads, values, out = (_by_window(each, window) for each in (known, activation.double(), gone))
-        order = heads.masked_fill(out, -math.inf).argsort(dim=-1, descending=True, stable=True)
-        heads, values, out = (each.gather(-1, order) for each in (heads, values, out))
-        largest = values.amax(-1, keepdim=True)
-        reached = values.masked_fill(out, 0.0).cummax(-1).values  # activations are at least 0
-        before = F.pad(reached[..., :-1], (1, 0))
-        loss = (largest - before).square() - (largest - reached).square()
-        gap = (heads[..., :1].double() - heads.double()).masked_fill(out, 0.0)
-        return cls(*(each.transpose(0, 1).flatten(1) for each in (heads, gap, loss, ~out)))
+        order = heads.masked_fill(out, -math.inf).argsort(dim=1, descending=True, stable=True)
+        heads, values, out = (each.gather(1, order) for each in (heads, values, out))
+        largest = values.amax(1, keepdim=True)
+        reached = values.masked_fill_(out, 0.0)  # activations are at least 0
+        for last in range(1, reached.shape[1]):  # windows are small, and cummax is slow there
+            torch.maximum(reached[:, last], reached[:, last - 1], out=reached[:, last])
+        lacking = (largest - reached).square_()
+        loss = torch.cat([largest.square(), lacking[:, :-1]], dim=1).sub_(lacking)
+        gap = (heads[:, :1].double() - heads).masked_fill_(out, 0.0)
+        return cls(*(each.flatten(1) for each in (heads, gap, loss, ~out)))
 
     @property
     def living(self) -> Living:
@@ -70,11 +72,11 @@ class Windows:
 
 
 def _by_window(values: Tensor, window: tuple[int, ...]) -> Tensor:
-    """[N, C, H, W] -> [N, C, windows, pixels of a window]."""
+    """[N, C, H, W] -> [C, pixels of a window, windows of all images]."""
     rows, columns = window
     down, across = values.shape[2] // rows, values.shape[3] // columns
     cut = values[:, :, : down * rows, : across * columns].unflatten(3, (across, columns)).unflatten(2, (down, rows))
-    windows: Tensor = cut.transpose(3, 4).flatten(4).flatten(2, 3)
+    windows: Tensor = cut.permute(1, 3, 5, 0, 2, 4).flatten(3).flatten(1, 2)
     return windows
 
 
