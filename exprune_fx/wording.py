@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 
 def count_text(number: int, noun: str) -> str:
@@ -13,6 +14,11 @@ def count_text(number: int, noun: str) -> str:
 def percent_text(fraction: float | None, digits: int = 1) -> str:
     """A fraction in percent; a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def fine_percent_text(fraction: float) -> str:
+    """A fraction in percent, of any size, to two significant digits: "0.0034 %", "12 %", "100 %"."""
+    return f"{Decimal(f'{100 * fraction:.2g}'):f} %"
 
 
 def percents_text(fractions: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from exprune_fx.calibration.fit import Thresholds
 from exprune_fx.calibration.request import Request
 from exprune_fx.plan import Array, SitePlan, SiteTiming
 from exprune_fx.sites import Site
-from exprune_fx.wording import count_text, milliseconds_text, percent_text
+from exprune_fx.wording import count_text, fine_percent_text, milliseconds_text, percent_text
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def decide_by_flops(site: Site, request: Request, outcomes: Sequence[Outcome], t
 
 def _reason(best: Outcome, outcomes: Sequence[Outcome], request: Request, site: Site) -> str:
     words = f"{best.candidate.label}: {percent_text(1 - best.relative_cost, 0)} of the FLOPs removed"
-    words += f", {100 * best.energy_lost:.2g} % of the activations' energy lost"
+    words += f", {fine_percent_text(best.energy_lost)} of the activations' energy lost"
     others = [outcome for outcome in outcomes if outcome.candidate.head != best.candidate.head]
     if others:
         other = min(others, key=lambda outcome: outcome.relative_cost)

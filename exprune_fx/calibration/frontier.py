@@ -27,6 +27,7 @@ from exprune_fx.calibration.thresholds import BINS, EnergyHistogram, Living
 from exprune_fx.guards import Calibrated
 from exprune_fx.plan import SitePlan
 from exprune_fx.sites import Site
+from exprune_fx.wording import fine_percent_text, percent_text
 
 Histogram = EnergyHistogram | RivalHistogram
 _AT_ONCE = 2**22  # samples that are binned at once: their indices take 8 bytes each
@@ -196,9 +197,8 @@ def _options(
         guarded = replace(candidate, guard=Calibrated(budget))
         limits, alive, nonzero, lost = tally.at(budget)
         cost = price.relative((alive,), nonzero)
-        words = (
-            f"{candidate.label}: {100 * (1 - cost):.0f} % of the FLOPs removed, {100 * lost:.2g} % of the energy lost"
-        )
+        words = f"{candidate.label}: {percent_text(1 - cost, 0)} of the FLOPs removed"
+        words += f", {fine_percent_text(lost)} of the energy lost"
         entry = staged_entry(Outcome(guarded, (alive,), cost, lost), {candidate.key: limits.unsqueeze(0)}, words)
         yield Option(entry, lost, (1 - cost) * price.dense / data.examples_a_batch)
 

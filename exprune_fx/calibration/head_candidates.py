@@ -19,6 +19,7 @@ from exprune_fx.ops.dominance import Coded, Tables
 from exprune_fx.ops.reference import dominance
 from exprune_fx.plan import Array, HeadPlan
 from exprune_fx.sites import PredictionHead
+from exprune_fx.wording import fine_percent_text
 
 JUDGED_ROWS = 128
 """Rows of input that candidates are compared on: all logits of each are computed, in float64."""
@@ -155,13 +156,14 @@ def _with_outcome(subject: _Subject, entry: HeadPlan, logits: Tensor, after: Ten
     removed = 1 - flops_staged(entry, alive) / (2 * subject.weight.numel())
     words = f"stages at {', '.join(map(str, entry.stages))} of {entry.weight_shape[1]} features"
     words += ", in a balanced basis" if entry.basis is not None and len(entry.basis.shape) == 2 else ""
+    words += f": {fine_percent_text(read)} of the bytes read, {fine_percent_text(removed)} of the FLOPs removed"
     return replace(
         entry,
         alive_fraction=alive,
         agreement=float(same.all(-1).double().mean()),
         fraction_read=read,
         fraction_removed=removed,
-        reason=f"{words}: {100 * read:.2g} % of the bytes read, {100 * removed:.2g} % of the FLOPs removed",
+        reason=words,
     )
 
 
