@@ -14,6 +14,7 @@ from torch.fx.node import Argument, Node, Target, map_arg
 
 from exprune_fx.errors import ExpruneError
 from exprune_fx.graph._module import ALIASES_KEY, CONSTANTS_KEY, copy_graph_module, tensor_at, tensor_names
+from exprune_fx.ops.shapes import on_fakes
 
 __all__ = [
     "ALIASES_KEY",
@@ -96,7 +97,7 @@ def run_fake(gm: fx.GraphModule, target: Callable[..., Any], args: Any, kwargs: 
         stack.enter_context(enable_python_dispatcher())
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
-        return target(*values[0], **values[1])
+        return on_fakes(target)(*values[0], **values[1])
 
 
 def insert_call(

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from exprune_fx.errors import CaptureError, ExpruneError, VerifyError
 from exprune_fx.graph.edits import fake_mode_of, tensor_at
+from exprune_fx.ops.shapes import on_fakes
 
 Check = Callable[[fx.GraphModule], list[str]]
 
@@ -140,7 +141,7 @@ def _values(gm: fx.GraphModule) -> list[str]:
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
                 if _known_good(node, args, kwargs):
                     continue
-                again = node.target(*args, **kwargs)
+                again = on_fakes(node.target)(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever an operator's fake raises is reported
                 problems.append(f"{describe_node(node)} does not accept its arguments: {str(error).splitlines()[0]}")
                 continue
