@@ -23,13 +23,13 @@ def on_fakes(target: Callable[..., Any]) -> Callable[..., Any]:
 def _squares_of_the_last(
     x: Tensor,
     weight: Tensor,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
     groups: int,
     start: int,
     stop: int,
-    squares: Any = None,
+    squares: Tensor | None = None,
 ) -> Tensor:
     """Of one channel: there is one step for each."""
     return squares_conv(x, weight, stride, padding, dilation, groups, max(start, stop - 1), stop, squares)
